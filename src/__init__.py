@@ -1,0 +1,1 @@
+"""Earshot: attack, defend and certify audio classifiers, and listen to the result."""

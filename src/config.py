@@ -1,0 +1,274 @@
+"""config.ini plus `--set SECTION.key=value` -> frozen, typed values, read once.
+
+A section is a keyword-only dataclass owned by the code that uses it; a sub-section [ATTACK.pgd] is the keyword-only
+parameters of that component. So a key is written down once, where it is used, and is known here at once. Anything
+unknown or out of range is refused before any work, with the line, the choices and the nearest match."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import TypeAdapter, ValidationError
+
+from src.datasets.prepare import Data
+from src.evaluation import Attack
+from src.registry import (
+    ATTACKS,
+    DATASETS,
+    DEFENSES,
+    FRONTENDS,
+    INVERSIONS,
+    MODELS,
+    Key,
+    Listed,
+    Registry,
+    choose,
+    keys_of,
+)
+from src.results import Results
+from src.smoothing import Certify
+from src.training import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontEnd:
+    """From waveform to features.
+
+    Args:
+        name: front end, or auto for the one each model was published with.
+    """
+
+    name: str = "auto"
+
+    def __post_init__(self) -> None:
+        choose(self.name, ["auto", *FRONTENDS.names()], "front end")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The classifiers.
+
+    Args:
+        names: architectures to train, one after the other.
+    """
+
+    names: Listed[MODELS.Name] = ("cnn",)  # type: ignore[name-defined]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inversion:
+    """Back to audio from an attacked representation.
+
+    Args:
+        name: inversion used by attack.py.
+    """
+
+    name: INVERSIONS.Name = "gain_mask"  # type: ignore[name-defined]
+
+
+SECTIONS: dict[str, type] = {
+    "TRAINING": Training,
+    "DATA": Data,
+    "RESULTS": Results,
+    "FRONTEND": FrontEnd,
+    "MODEL": Model,
+    "ATTACK": Attack,
+    "INVERSION": Inversion,
+    "CERTIFY": Certify,
+}
+COMPONENTS: dict[str, Registry] = {
+    "DATA": DATASETS,
+    "FRONTEND": FRONTENDS,
+    "MODEL": MODELS,
+    "DEFENSE": DEFENSES,
+    "ATTACK": ATTACKS,
+    "INVERSION": INVERSIONS,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every choice of a run. `component(section, name)` gives a component's keyword arguments."""
+
+    training: Training
+    data: Data
+    results: Results
+    frontend: FrontEnd
+    model: Model
+    attack: Attack
+    inversion: Inversion
+    certify: Certify
+    components: Mapping[str, Mapping[str, Any]]
+    text: Mapping[str, Mapping[str, str]]
+
+    def component(self, section: str, name: str) -> dict[str, Any]:
+        return dict(self.components.get(f"{section}.{name}", {}))
+
+
+def keys_of_section(section: str) -> list[Key]:
+    """The keys of a section or sub-section.
+
+    Raises:
+        ValueError: no such section, with the nearest match.
+    """
+    kind, _, name = section.partition(".")
+    if name and kind in COMPONENTS:
+        return COMPONENTS[kind].keys(name)
+    known = list(SECTIONS) + [f"{kind}.<name>" for kind in COMPONENTS]
+    return keys_of(SECTIONS[choose(section, known, "section")])
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a config file and the `SECTION.key=value` overrides.
+
+    Raises:
+        ValueError: anything unknown, malformed or out of range; the message names the place.
+        FileNotFoundError: no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such config file")
+    parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=("#", ";"))
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    try:
+        source = path.read_text(encoding="utf-8")
+        parser.read_string(source, str(path))
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+    text = {section: dict(parser[section]) for section in parser.sections()}
+    if parser.defaults():
+        raise ValueError(f"{path}: unknown section 'DEFAULT' (choices: {', '.join(SECTIONS)})")
+    places = _lines(source, str(path))
+    for override in overrides or ():
+        match = re.fullmatch(r"\s*([\w.]+)\.(\w+)\s*=(.*)", override, re.S)
+        if not match:
+            raise ValueError(f"--set {override}: write SECTION.key=value")
+        section, key, value = match.groups()
+        text.setdefault(section, {})[key] = value.strip()
+        places[section, key] = places[section, ""] = f"--set {override}"
+    values = {section: _typed(section, text[section], places) for section in text}
+    sections = {}
+    for section, owner in SECTIONS.items():
+        try:
+            sections[section.lower()] = owner(**values.get(section, {}))
+        except ValueError as error:
+            raise ValueError(f"{places.get((section, ''), path)}: [{section}] {error}") from None
+    components = {section: value for section, value in values.items() if section not in SECTIONS}
+    return Config(**sections, components=components, text=text)
+
+
+def _typed(section: str, raw: Mapping[str, str], places: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+    """One section's strings converted by its schema."""
+    try:
+        schema = {key.name: key for key in keys_of_section(section)}
+    except ValueError as error:
+        raise ValueError(f"{places[section, '']}: {error}") from None
+    out = {}
+    for name, value in raw.items():
+        try:
+            out[name] = convert(schema[choose(name, schema, f"key in [{section}]")], value)
+        except ValueError as error:
+            raise ValueError(f"{places[section, name]}: {error}") from None
+    return out
+
+
+def convert(key: Key, value: str) -> Any:
+    """One string by a key's annotation.
+
+    >>> convert(Key("steps", Listed[int], (1,), ""), "10, 20")
+    (10, 20)
+    """
+    listed = "tuple" in str(_bare(key.annotation))
+    parts = [part.strip() for part in value.split(",") if part.strip()] if listed else value.strip()
+    try:
+        return TypeAdapter(key.annotation).validate_python(parts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "literal_error":
+            choose(str(first["input"]), [str(c) for c in _choices(key.annotation)], f"value of '{key.name}'")
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        raise ValueError(f"{key.name} = {value}: {message}") from None
+
+
+def _bare(annotation: Any) -> Any:
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return get_origin(annotation) or annotation
+
+
+def _choices(annotation: Any) -> list[Any]:
+    """The values of the Literal inside an annotation."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [choice for part in get_args(annotation) for choice in _choices(part) if part is not annotation]
+
+
+def _lines(source: str, path: str) -> dict[tuple[str, str], str]:
+    """(section, key) -> 'path:line'; the section itself has the key ''."""
+    places, section = {}, ""
+    for number, line in enumerate(source.splitlines(), 1):
+        if header := re.match(r"\[([^]]+)\]", line):
+            section = header[1]
+            places[section, ""] = f"{path}:{number}"
+        elif entry := re.match(r"([^\s#;=:][^=:]*?)\s*[=:]", line):
+            places[section, entry[1]] = f"{path}:{number}"
+    return places
+
+
+def type_name(annotation: Any) -> str:
+    """An annotation as the README's tables and --help print it."""
+    limits = []
+    while get_origin(annotation) is Annotated:
+        annotation, *notes = get_args(annotation)
+        limits += [
+            f"{sign} {getattr(note, field)}" for note in notes for field, sign in _LIMITS if hasattr(note, field)
+        ]
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        name = " / ".join(map(str, args))
+    elif origin is tuple:
+        name = f"list of {type_name(args[0])}"
+    elif origin is types.UnionType:
+        name = " or ".join(type_name(arg) for arg in args if arg is not type(None))
+    else:
+        name = {"bool": "yes / no", "str": "name", "Path": "path", "Budget": "eps"}.get(
+            annotation.__name__, annotation.__name__
+        )
+    return " ".join([name, *limits])
+
+
+_LIMITS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+
+
+def value_text(value: Any) -> str:
+    """A default as it would stand in config.ini."""
+    if isinstance(value, tuple):
+        return ", ".join(map(value_text, value))
+    return (
+        {True: "yes", False: "no"}[value]
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def help_text(sections: list[str]) -> str:
+    """What a script reads, for --help."""
+    lines = []
+    for section in sections:
+        lines.append(f"[{section}]")
+        lines += [
+            f"  {key.name} ({type_name(key.annotation)}; {value_text(key.default)}): {key.description}"
+            for key in keys_of_section(section)
+        ]
+        if section in COMPONENTS:
+            lines.append(f"  sub-sections [{section}.<name>]: {', '.join(COMPONENTS[section].names())}")
+    return "\n".join(lines)

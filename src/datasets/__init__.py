@@ -1,0 +1,1 @@
+"""Where clips come from: one loader per corpus, and the store that every later script reads."""

@@ -1,0 +1,129 @@
+"""The common clip store: one memory-mapped array of 16-bit samples per split, with labels, true lengths and ids.
+
+Sample s stands for the value s / 32768, so a stored clip, its waveform and its 16-bit wav are the same numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SPLITS = ("train", "validation", "test")
+FULL_SCALE = 32768
+
+
+def to_int16(x: np.ndarray) -> np.ndarray:
+    """Float samples in [-1, 1] to 16 bits: rounded, clipped, never wrapped."""
+    return np.clip(np.rint(x * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips of one split.
+
+    Attributes:
+        samples: int16 [n, time], usually a memory map.
+        labels: int64 [n].
+        lengths: int64 [n], samples before the padding.
+        ids: unique names, usually the path inside the corpus.
+        classes: class names in the order of the labels.
+        sample_rate: Hz.
+        synthetic: whether the recordings are synthetic speech.
+        source: the data source's name.
+    """
+
+    samples: np.ndarray
+    labels: Tensor
+    lengths: Tensor
+    ids: tuple[str, ...]
+    classes: tuple[str, ...]
+    sample_rate: int
+    synthetic: bool = False
+    source: str = ""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def n_samples(self) -> int:
+        return int(self.samples.shape[1])
+
+    def waveforms(self, index: Sequence[int] | Tensor | slice = slice(None)) -> Tensor:
+        """float32 [k, time] in [-1, 1)."""
+        if isinstance(index, Tensor):
+            index = index.numpy()  # type: ignore[assignment]
+        return torch.from_numpy(np.asarray(self.samples[index])).float() / FULL_SCALE
+
+    def valid(self, index: Sequence[int] | Tensor | slice = slice(None)) -> Tensor:
+        """bool [k, time], True before the padding."""
+        return torch.arange(self.n_samples) < self.lengths[index][:, None]
+
+    def select(self, index: Sequence[int] | Tensor) -> Clips:
+        """The clips at `index`."""
+        rows = [int(i) for i in index]
+        return Clips(
+            self.samples[rows],
+            self.labels[rows],
+            self.lengths[rows],
+            tuple(self.ids[i] for i in rows),
+            self.classes,
+            self.sample_rate,
+            self.synthetic,
+            self.source,
+        )
+
+
+def description(data_dir: Path) -> dict[str, Any]:
+    """dataset.json of a finished store.
+
+    Raises:
+        FileNotFoundError: nothing prepared there.
+        ValueError: the description is damaged.
+    """
+    path = data_dir / "dataset.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{data_dir}: no prepared data here; run prepare_dataset.py first")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError(f"{path}: damaged; delete {data_dir} and run prepare_dataset.py again") from None
+    return facts  # type: ignore[no-any-return]
+
+
+def load(data_dir: Path, split: str) -> Clips:
+    """One split of a prepared store, its samples memory-mapped.
+
+    Raises:
+        FileNotFoundError: nothing prepared there.
+        ValueError: an unknown or empty split, or a damaged store.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split '{split}' (choices: {', '.join(SPLITS)})")
+    facts = description(data_dir)
+    try:
+        index = json.loads((data_dir / f"{split}.json").read_text(encoding="utf-8"))
+        samples = np.load(data_dir / f"{split}.npy", mmap_mode="r", allow_pickle=False)
+        if samples.dtype != np.int16 or samples.shape[0] != len(index["ids"]):
+            raise ValueError("array and index disagree")
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{data_dir}: damaged split '{split}' ({error}); delete the folder and prepare again"
+        ) from None
+    if not len(samples):
+        raise ValueError(f"{data_dir}: the split '{split}' is empty")
+    return Clips(
+        samples,
+        torch.tensor(index["labels"]),
+        torch.tensor(index["lengths"]),
+        tuple(index["ids"]),
+        tuple(facts["classes"]),
+        facts["sample_rate"],
+        facts["synthetic"],
+        facts["source"],
+    )

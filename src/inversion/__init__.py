@@ -1,0 +1,1 @@
+"""One inversion per file; each registers itself under its name."""

@@ -1,0 +1,46 @@
+"""Objectives of attacks. Each maps logits [batch, classes] and labels [batch] to one value per example, [batch],
+that an attack climbs: larger is nearer to success. With `targeted`, y holds the wanted labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def cross_entropy(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
+    """Cross-entropy of the label (climbed), or minus that of the target."""
+    loss = F.cross_entropy(logits, y, reduction="none")
+    return -loss if targeted else loss
+
+
+def margin(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
+    """Best other logit minus the label's (positive exactly when untargeted success), or the target's minus the
+    best other (positive exactly when targeted success). Any sign of logits is fine (Carlini and Wagner 2017)."""
+    own = logits.gather(1, y[:, None]).squeeze(1)
+    other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    return own - other if targeted else other - own
+
+
+def dlr(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
+    """Difference of logits ratio (Croce and Hein 2020): the margin over the distance from the first to the third
+    largest logit, so that scaling the logits changes nothing. Targeted: over first minus mean of third and fourth.
+
+    Raises:
+        ValueError: fewer than 3 classes (4 when targeted).
+    """
+    needed = 4 if targeted else 3
+    if logits.shape[1] < needed:
+        raise ValueError(f"the DLR loss needs at least {needed} classes, this model has {logits.shape[1]}")
+    top = logits.sort(1, descending=True).values
+    scale = top[:, 0] - ((top[:, 2] + top[:, 3]) / 2 if targeted else top[:, 2])
+    return margin(logits, y, targeted) / (scale + 1e-12)
+
+
+LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+
+
+def fooled(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
+    """Whether the attack has succeeded, [batch] bool. NaN logits are no success."""
+    same = logits.argmax(1) == y
+    return (same if targeted else ~same) & ~logits.isnan().any(1)

@@ -1,0 +1,1 @@
+"""One classifier per file; each registers itself under its name."""

@@ -1,0 +1,57 @@
+"""Logarithm of a mel spectrogram: natural with an offset, or decibels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from src.victim import Stage
+
+
+class Log(Stage):
+    """log(x + offset); its slope is at most 1 / offset.
+
+    Args:
+        offset: added before the logarithm, above 0.
+    """
+
+    def __init__(self, offset: float = 1e-6, name: str = "log_mel"):
+        super().__init__(name)
+        self.offset = offset
+        self.bounds = (math.log(offset), math.inf)
+        self.lipschitz = 1 / offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.offset).log()
+
+    def inverse(self, y: Tensor, x: Tensor) -> Tensor:
+        return (y.exp() - self.offset).clamp_min(0)
+
+
+class Decibel(Stage):
+    """10 log10(max(x, floor)), of a power spectrogram, as librosa.power_to_db.
+
+    Args:
+        floor: smallest power.
+        relative: refer to the clip's maximum instead of 1.
+        top_db: dynamic range kept below the maximum; 0 keeps all.
+    """
+
+    def __init__(self, floor: float = 1e-10, relative: bool = False, top_db: float = 80.0, name: str = "log_mel"):
+        super().__init__(name)
+        self.floor, self.relative, self.top_db = floor, relative, top_db
+        self.bounds = (10 * math.log10(floor), math.inf) if not relative else (-math.inf, 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = 10 * x.clamp_min(self.floor).log10()
+        peak = level.amax((-2, -1), keepdim=True)
+        if self.relative:
+            level = level - peak
+            peak = torch.zeros_like(peak)
+        return level.maximum(peak - self.top_db) if self.top_db else level
+
+    def inverse(self, y: Tensor, x: Tensor) -> Tensor:
+        reference = x.amax((-2, -1), keepdim=True).clamp_min(self.floor) if self.relative else 1.0
+        return reference * 10 ** (y / 10)

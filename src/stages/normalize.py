@@ -1,0 +1,91 @@
+"""Normalisation of features: by fixed numbers, by the training set, or by the clip itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.victim import Stage
+
+AXES = {"clip": (-2, -1), "band": (-1,), "frame": (-2,)}
+
+
+class Scale(Stage):
+    """Divide by a constant."""
+
+    def __init__(self, divisor: float, bounds: tuple[float, float], name: str = "scale"):
+        super().__init__(name)
+        self.divisor = divisor
+        self.bounds = (bounds[0] / divisor, bounds[1] / divisor)
+        self.lipschitz = 1 / divisor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / self.divisor
+
+    def inverse(self, y: Tensor, x: Tensor) -> Tensor:
+        return y * self.divisor
+
+
+class DatasetNormalize(Stage):
+    """(x - mean) / std with statistics of the training set, one scalar pair or one per band; kept in the checkpoint.
+
+    Args:
+        n_bands: 1 for scalars, else the number of rows of the features.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, n_bands: int = 1, name: str = "normalize"):
+        super().__init__(name)
+        self.register_buffer("mean", torch.zeros(n_bands, 1))
+        self.register_buffer("std", torch.ones(n_bands, 1))
+
+    @property
+    def lipschitz(self) -> float:  # type: ignore[override]
+        return float(1 / self.std.min())
+
+    def fit(self, x: Tensor) -> None:
+        """Set the statistics from features [batch, bands, frames]."""
+        bands = x.transpose(0, 1).flatten(1)
+        if len(self.mean) == 1:
+            bands = bands.reshape(1, -1)
+        self.mean.copy_(bands.mean(1, keepdim=True))
+        self.std.copy_(bands.std(1, keepdim=True).clamp_min(1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+    def inverse(self, y: Tensor, x: Tensor) -> Tensor:
+        return y * self.std + self.mean
+
+
+class ClipNormalize(Stage):
+    """Subtract the clip's own mean and, if asked, divide by its own standard deviation.
+
+    Args:
+        axis: clip (one pair), band (one per row, cepstral mean normalisation) or frame (one per column, Deep Speaker's).
+        scale: divide by the standard deviation too.
+    """
+
+    def __init__(self, axis: str = "clip", scale: bool = True, name: str = "normalize"):
+        super().__init__(name)
+        if axis not in AXES:
+            raise ValueError(f"unknown axis '{axis}' (choices: {', '.join(AXES)})")
+        self.dims, self.scale = AXES[axis], scale
+        # Subtracting a mean is a projection; division by a standard deviation has no useful global constant.
+        self.lipschitz = None if scale else 1.0
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = x.mean(self.dims, keepdim=True)
+        if not self.scale:
+            return mean, torch.ones_like(mean)
+        return mean, ((x - mean).square().mean(self.dims, keepdim=True) + 1e-12).sqrt()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, std = self.statistics(x)
+        return (x - mean) / std
+
+    def inverse(self, y: Tensor, x: Tensor) -> Tensor:
+        mean, std = self.statistics(x)
+        return y * std + mean
