@@ -1,0 +1,174 @@
+"""The config is strict: everything unknown or out of range is refused with its place, choices and nearest match."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src import config
+from src.registry import Count, Key, Listed
+from src.threat import Budget
+
+ROOT = Path(__file__).resolve().parents[1]
+SEED_FILE = """[TRAINING]
+log_interval = 100
+scheduler_steps = 20,40
+epochs = 30
+use_cuda = yes
+learning_rate=0.001
+weight_decay=0
+gradient_penalty=0
+lr_decay=0.1
+batch_size=64
+n_workers=2
+[DATA]
+data_dir = data/speech_commands_prepared
+include_dirs = down,go,left,no,off,on,right,stop,up,yes
+n_test=1000
+[RESULTS]
+model_dir=data/models
+plot_dir=data/plots
+"""
+SEED_DEFAULTS = {
+    "TRAINING": {
+        "log_interval": 100, "scheduler_steps": (20, 40), "epochs": 30, "use_cuda": True, "learning_rate": 0.001,
+        "weight_decay": 0.0, "gradient_penalty": (0.0,), "lr_decay": 0.0001, "batch_size": 64, "n_workers": 2,
+    },
+    "DATA": {
+        "data_dir": Path("~/data/SPEECH"), "n_test": 1000,
+        "include_dirs": ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes"),
+    },
+    "RESULTS": {"model_dir": Path("data/models"), "plot_dir": Path("data/plots")},
+}  # fmt: skip
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.ini"
+    path.write_text(text)
+    return path
+
+
+def test_seed_file_is_accepted_unchanged(tmp_path: Path) -> None:
+    loaded = config.load(write(tmp_path, SEED_FILE))
+    assert loaded.training.epochs == 30
+    assert loaded.training.lr_decay == 0.1
+    assert loaded.data.data_dir == Path("data/speech_commands_prepared")
+
+
+@pytest.mark.parametrize("section", SEED_DEFAULTS)
+def test_seed_keys_keep_their_defaults(section: str) -> None:
+    defaults = {key.name: key.default for key in config.keys_of_section(section)}
+    assert {name: defaults.get(name) for name in SEED_DEFAULTS[section]} == SEED_DEFAULTS[section]
+
+
+def test_shipped_config_is_valid() -> None:
+    assert config.load(ROOT / "config.ini").model.names
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.ini")), ids=lambda p: p.name)
+def test_experiments_are_valid(path: Path) -> None:
+    assert config.load(path).data.source
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "said"),
+    [
+        ("[DATA]\nseconds = 1\nsampl_rate = 8000\n", ":3", "did you mean 'sample_rate'"),
+        ("[DATTA]\nseconds = 1\n", ":1", "did you mean 'DATA'"),
+        ("[TRAINING]\nepochs = -1\n", ":2", "greater than or equal to 1"),
+        ("[TRAINING]\nepochs = many\n", ":2", "epochs = many"),
+        ("[ATTACK]\nnames = fgsm, pdg\n", ":2", "did you mean 'pgd'"),
+        ("[MODEL]\nnames = cmn\n", ":2", "did you mean 'cnn'"),
+        ("[ATTACK.pgd]\nstepz = 3\n", ":2", "did you mean 'steps'"),
+        ("[ATTACK.pdg]\nsteps = 3\n", ":1", "did you mean 'pgd'"),
+        ("[TRAINING]\noptimizer = adm\n", ":2", "did you mean 'adam'"),
+        ("[ATTACK]\neps = loud\n", ":2", "no budget"),
+        ("[CERTIFY]\nalpha = 2\n", ":2", "alpha"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, place: str, said: str) -> None:
+    with pytest.raises(ValueError, match="config.ini") as error:
+        config.load(write(tmp_path, text))
+    assert f"config.ini{place}: " in str(error.value)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, "[DATA]\nseconds = 1\n")
+    loaded = config.load(path, ["DATA.seconds=0.5", "ATTACK.pgd.steps = 7"])
+    assert loaded.data.seconds == 0.5
+    assert loaded.component("ATTACK", "pgd") == {"steps": 7}
+    for wrong in ("DATA.secnds=1", "seconds=1", "DATA.seconds"):
+        with pytest.raises(ValueError, match="--set"):
+            config.load(path, [wrong])
+
+
+@pytest.mark.parametrize(
+    "text", ["seconds = 1\n", "[DATA]\nseconds = 1\nseconds = 2\n", "[DEFAULT]\nx = 1\n", "[DATA\n", "[DATA]\n[DATA]\n"]
+)
+def test_malformed_files(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match="config.ini"):
+        config.load(write(tmp_path, text))
+
+
+def test_missing_and_binary_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such config file"):
+        config.load(tmp_path / "none.ini")
+    (tmp_path / "binary.ini").write_bytes(b"\xff\xfe\x00[DATA]")
+    with pytest.raises(ValueError, match="binary.ini"):
+        config.load(tmp_path / "binary.ini")
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=5))
+def test_lists_round_trip(values: list[int]) -> None:
+    key = Key("steps", Listed[Count], (1,), "")
+    assert config.convert(key, config.value_text(tuple(values))) == tuple(values)
+
+
+@given(st.floats(0, 1e6) | st.integers(-100, 100).map(lambda db: Budget(float(db), True)))
+def test_budgets_round_trip(value: float | Budget) -> None:
+    budget = value if isinstance(value, Budget) else Budget(float(f"{value:g}"))
+    assert Budget.parse(str(budget)) == budget
+
+
+def all_keys() -> list[tuple[str, Key]]:
+    keys = [(section, key) for section in config.SECTIONS for key in config.keys_of_section(section)]
+    for kind, registry in config.COMPONENTS.items():
+        keys += [(f"{kind}.{name}", key) for name in registry.names() for key in registry.keys(name)]
+    return keys
+
+
+@pytest.mark.parametrize(("section", "key"), all_keys(), ids=lambda v: v if isinstance(v, str) else v.name)
+def test_every_key_is_described_and_its_default_is_legal(section: str, key: Key) -> None:
+    assert key.description, f"[{section}] {key.name} has no line under Args:"
+    assert config.type_name(key.annotation)
+    if key.default not in ("", ()):
+        assert config.convert(key, config.value_text(key.default)) == key.default
+
+
+@pytest.mark.parametrize("section", config.SECTIONS)
+def test_sections_are_frozen(section: str) -> None:
+    owner = config.SECTIONS[section]
+    value = owner()
+    name = dataclasses.fields(value)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(value, name, None)
+
+
+def test_help_lists_sections_and_components() -> None:
+    text = config.help_text(["ATTACK", "FRONTEND"])
+    assert "[ATTACK]" in text
+    assert "pgd" in text
+    assert "log_mel" in text
+
+
+def test_readme_tables_are_in_step() -> None:
+    from tools.readme import renew
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert renew(readme) == readme, "run `make readme`"
