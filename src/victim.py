@@ -46,6 +46,10 @@ class Stage(nn.Module):
         """The copy that attacks and the certifier run; a stage with a faster backward returns it here."""
         return self
 
+    def fused(self, following: Stage) -> Stage | None:
+        """One step that computes this stage and the following one faster, or None."""
+        return None
+
 
 class Chain(nn.Module):
     """Consecutive stages and, at the end of a victim, its classifier."""
@@ -54,10 +58,16 @@ class Chain(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.classifier = classifier
+        steps: list[Stage] = []
+        for stage in self.stages:
+            fused = steps[-1].fused(stage) if steps else None  # type: ignore[arg-type]
+            steps[-1:] = [fused] if fused else [*steps[-1:], stage]  # type: ignore[list-item]
+        # A tuple hides the fused steps from torch: they share the buffers of the stages registered above.
+        self.steps = tuple(steps)
 
     def forward(self, x: Tensor) -> Tensor:
-        for stage in self.stages:
-            x = stage(x)
+        for step in self.steps:
+            x = step(x)
         return x if self.classifier is None else self.classifier(x)
 
     def mask(self, valid: Tensor) -> Tensor:
