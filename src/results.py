@@ -65,7 +65,7 @@ def write_wav(path: Path, x: np.ndarray, sample_rate: int) -> None:
 
 def read_wav(path: Path) -> np.ndarray:
     """float32 [time] in [-1, 1), as a listener's program reads it."""
-    return soundfile.read(path, dtype="float32")[0]  # type: ignore[no-any-return]
+    return soundfile.read(path, dtype="float32")[0]
 
 
 def cell(value: Any) -> str:
@@ -84,40 +84,77 @@ class Rows:
     """A CSV that grows row by row and is resumed by a run with the same settings.
 
     Rows of other settings are never mixed in and never lost: such a file is moved aside under its own fingerprint.
+    Several processes each append to a part of their own; the main file takes the parts in when it is next opened.
 
     Args:
         path: of the CSV; `path.stem + ".run.json"` beside it remembers the settings.
         fields: the columns.
         key: the columns that identify a row.
         settings: everything the rows depend on (plain values).
+        part: number of the process that writes a part; None for the main file, which must have been opened first.
     """
 
-    def __init__(self, path: Path, fields: Sequence[str], key: Sequence[str], settings: Mapping[str, Any]):
+    def __init__(
+        self,
+        path: Path,
+        fields: Sequence[str],
+        key: Sequence[str],
+        settings: Mapping[str, Any],
+        part: int | None = None,
+    ):
         self.path, self.fields, self.key = path, list(fields), list(key)
-        self.rows: list[dict[str, str]] = []
-        mark = path.with_name(f"{path.stem}.run.json")
-        own = {"fingerprint": fingerprint({**settings, "fields": self.fields}), "settings": dict(settings)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            old = json.loads(mark.read_text())["fingerprint"] if mark.exists() else "unknown"
-            if old == own["fingerprint"]:
-                self.rows = self._whole_rows()
-            else:
-                path.rename(path.with_name(f"{path.stem}.{old}.csv"))
-        write_text(mark, json.dumps(own, indent=1, default=str))
+        mark = path.with_name(f"{path.stem}.run.json")
+        if part is None:
+            self._move_aside(
+                mark, {"fingerprint": fingerprint({**settings, "fields": self.fields}), "settings": settings}
+            )
+        self.rows = self._whole_rows(path)
+        self.done = {self._key(row) for row in self.rows}
+        if part is None:
+            for leftover in self._parts():
+                self.rows += [row for row in self._whole_rows(leftover) if self._key(row) not in self.done]
+                self.done = {self._key(row) for row in self.rows}
+            self._rewrite()
+        else:
+            self.path = path.with_name(f"{path.stem}.part{part}.csv")
+            write_text(self.path, self._text([]))
+        self.file = self.path.open("a", newline="")
+        self.writer = csv.DictWriter(self.file, self.fields, lineterminator="\n")
+
+    def _move_aside(self, mark: Path, own: Mapping[str, Any]) -> None:
+        """Rename the files of a run with other settings, then note ours."""
+        old = json.loads(mark.read_text())["fingerprint"] if mark.exists() else "unknown"
+        if old != own["fingerprint"]:
+            for path in [self.path, *self._parts()]:
+                if path.exists():
+                    path.rename(path.with_name(path.name.replace(self.path.stem, f"{self.path.stem}.{old}", 1)))
+            write_text(mark, json.dumps(own, indent=1, default=str))
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{self.path.stem}.part*.csv"))
+
+    def _key(self, row: Mapping[str, str]) -> tuple[str, ...]:
+        return tuple(row[k] for k in self.key)
+
+    def _whole_rows(self, path: Path) -> list[dict[str, str]]:
+        """The rows of a file without one that a kill cut short."""
+        text = path.read_text() if path.exists() else ""
+        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+        return [row for row in reader if None not in row and None not in row.values()]
+
+    def _text(self, rows: Iterable[Mapping[str, str]]) -> str:
         lines = io.StringIO()
         writer = csv.DictWriter(lines, self.fields, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(path, lines.getvalue())  # without the row that a kill cut short
-        self.file = path.open("a", newline="")
-        self.writer = csv.DictWriter(self.file, self.fields, lineterminator="\n")
-        self.done = {tuple(row[k] for k in self.key) for row in self.rows}
+        writer.writerows(rows)
+        return lines.getvalue()
 
-    def _whole_rows(self) -> list[dict[str, str]]:
-        text = self.path.read_text()
-        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-        return [row for row in reader if None not in row and None not in row.values()]
+    def _rewrite(self) -> None:
+        """The main file anew, whole; only then the parts that are in it go."""
+        write_text(self.path, self._text(self.rows))
+        for leftover in self._parts():
+            leftover.unlink()
 
     def __contains__(self, key: Sequence[Any]) -> bool:
         return tuple(map(cell, key)) in self.done
@@ -128,7 +165,16 @@ class Rows:
         self.writer.writerow(texts)
         self.file.flush()
         self.rows.append(texts)
-        self.done.add(tuple(texts[k] for k in self.key))
+        self.done.add(self._key(texts))
+
+    def sort(self, order: Iterable[Sequence[Any]]) -> None:
+        """Put the rows into the order of these keys, so that the file does not depend on who wrote what when."""
+        rank = {tuple(map(cell, key)): position for position, key in enumerate(order)}
+        self.rows.sort(key=lambda row: rank.get(self._key(row), len(rank)))
+        self.file.close()
+        self._rewrite()
+        self.file = self.path.open("a", newline="")
+        self.writer = csv.DictWriter(self.file, self.fields, lineterminator="\n")
 
     def close(self) -> None:
         self.file.close()
@@ -142,7 +188,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], title: str, notes: Iterable[str] = ()) -> None:
-    """A table twice: `path` as CSV and, beside it, as Markdown with a title and notes (what is synthetic, the command)."""
+    """A table twice: `path` as CSV and, beside it, as Markdown with a title and notes."""
     lines = io.StringIO()
     writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
     writer.writeheader()

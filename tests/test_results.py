@@ -41,9 +41,29 @@ def test_rows_of_other_settings_are_kept_aside(tmp_path: Path) -> None:
     second = rows(tmp_path, seed=1)
     second.close()
     assert not second.rows
-    aside = [path for path in tmp_path.glob("rows.*.csv")]
+    aside = list(tmp_path.glob("rows.*.csv"))
     assert len(aside) == 1
     assert "a,0.1,1" in aside[0].read_text()
+
+
+def test_parts_of_several_processes_become_one_file(tmp_path: Path) -> None:
+    keys = [(name, 0.1) for name in "abcd"]
+    single = rows(tmp_path / "single")
+    for name, eps in keys:
+        single.write({"id": name, "eps": eps, "ok": True})
+    single.close()
+    rows(tmp_path).close()
+    for part in (0, 1):
+        own = results.Rows(tmp_path / "rows.csv", FIELDS, ("id", "eps"), {}, part=part)
+        for name, eps in keys[part::2]:
+            own.write({"id": name, "eps": eps, "ok": True})
+        own.close()
+    whole = rows(tmp_path)
+    assert all(key in whole for key in keys)
+    whole.sort(keys)
+    whole.close()
+    assert (tmp_path / "rows.csv").read_text() == (tmp_path / "single" / "rows.csv").read_text()
+    assert not list(tmp_path.glob("*.part*"))
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
