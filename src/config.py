@@ -62,6 +62,17 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Defense:
+    """Transformations in front of every model that is evaluated, attacked or certified.
+
+    Args:
+        names: defenses of the waveform, in the order they are applied; empty for none.
+    """
+
+    names: tuple[DEFENSES.Name, ...] = ()  # type: ignore[name-defined]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inversion:
     """Back to audio from an attacked representation.
 
@@ -78,6 +89,7 @@ SECTIONS: dict[str, type] = {
     "RESULTS": Results,
     "FRONTEND": FrontEnd,
     "MODEL": Model,
+    "DEFENSE": Defense,
     "ATTACK": Attack,
     "INVERSION": Inversion,
     "CERTIFY": Certify,
@@ -101,6 +113,7 @@ class Config:
     results: Results
     frontend: FrontEnd
     model: Model
+    defense: Defense
     attack: Attack
     inversion: Inversion
     certify: Certify

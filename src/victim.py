@@ -132,6 +132,15 @@ class Victim(Chain):
             constant *= float(stage.lipschitz)  # type: ignore[arg-type]
         return constant
 
+    def defended(self, defenses: Sequence[Stage]) -> Victim:
+        """The same victim behind defenses of the waveform; it shares the weights."""
+        stages: list[Stage] = [*defenses, *self.stages]
+        assert self.classifier is not None
+        victim = Victim(
+            stages, self.classifier, classes=self.classes, sample_rate=self.sample_rate, n_samples=self.n_samples
+        )
+        return victim.train(self.training)
+
     @property
     def device(self) -> torch.device:
         return next(iter([*self.parameters(), *self.buffers()]), torch.empty(0)).device

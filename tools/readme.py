@@ -32,7 +32,6 @@ def tables() -> str:
             f"### [{section}]\n\n{(owner.__doc__ or '').split(chr(10))[0]}\n\n{table(config.keys_of_section(section))}"
         )
         parts += components(section)
-    parts += components("DEFENSE")
     return "\n\n".join(parts)
 
 

@@ -1,0 +1,39 @@
+"""Butterworth low-pass of the waveform (LPF of the speaker-recognition study)."""
+
+from __future__ import annotations
+
+import torch
+from scipy import signal
+from torch import Tensor
+
+from src.registry import DEFENSES, Positive
+from src.victim import Stage
+
+
+@DEFENSES.register("lowpass")
+class Lowpass(Stage):
+    """Causal Butterworth filter of the lowest order that meets the two edges.
+
+    Args:
+        pass_hz: at most 3 dB are lost up to here.
+        stop_hz: at least 40 dB are lost from here on.
+    """
+
+    response: Tensor
+
+    def __init__(self, *, sample_rate: int, pass_hz: Positive = 4000.0, stop_hz: Positive = 4500.0):
+        super().__init__("lowpass")
+        if not pass_hz < stop_hz < sample_rate / 2:
+            raise ValueError(f"need pass_hz < stop_hz < {sample_rate / 2:g} Hz, got {pass_hz:g} and {stop_hz:g}")
+        order, edge = signal.buttord(pass_hz, stop_hz, 3, 40, fs=sample_rate)
+        # Second-order sections: the direct form of this order is numerically broken.
+        impulse = signal.sosfilt(
+            signal.butter(order, edge, fs=sample_rate, output="sos"), [1.0] + [0.0] * (sample_rate // 4)
+        )
+        self.register_buffer("response", torch.from_numpy(impulse).float(), persistent=False)
+        self.lipschitz = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, time] -> [batch, time]; convolution with the filter's impulse response, by FFT."""
+        n = x.shape[-1] + len(self.response) - 1
+        return torch.fft.irfft(torch.fft.rfft(x, n) * torch.fft.rfft(self.response, n), n)[..., : x.shape[-1]]

@@ -1,0 +1,33 @@
+"""Median smoothing of the waveform (MS of the speaker-recognition study)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from src.registry import DEFENSES, Count
+from src.victim import Stage
+
+
+@DEFENSES.register("median")
+class Median(Stage):
+    """Running median; the gradient flows to the sample that is the median.
+
+    Args:
+        width: samples in the window, odd.
+    """
+
+    bounds = (-1.0, 1.0)
+
+    def __init__(self, *, sample_rate: int, width: Count = 7):
+        super().__init__("median")
+        if width % 2 == 0:
+            raise ValueError(f"the width of a median filter must be odd, got {width}")
+        self.width = width
+        # The median of a window is 1-Lipschitz in the largest change, and each sample lies in `width` windows.
+        self.lipschitz = width**0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, time] -> [batch, time]."""
+        side = self.width // 2
+        return F.pad(x, (side, side)).unfold(-1, self.width, 1).median(-1).values

@@ -1,0 +1,37 @@
+"""Gaussian noise at a fixed SNR of the utterance (AT of the speaker-recognition study)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.registry import DEFENSES
+from src.streams import Streams
+from src.victim import Stage
+
+
+@DEFENSES.register("noise_at_snr")
+class NoiseAtSnr(Stage):
+    """Add fresh white noise whose power is the clip's power divided by the SNR.
+
+    Args:
+        snr_db: of the clip to the noise, dB.
+    """
+
+    randomized = True
+
+    def __init__(self, *, sample_rate: int, snr_db: float = 16.0):
+        super().__init__("noise_at_snr")
+        self.ratio = 10 ** (-snr_db / 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, time] -> [batch, time], noise from torch's global stream."""
+        return self._add(x, torch.randn_like(x))
+
+    def draw(self, x: Tensor, generator: Streams) -> Tensor:
+        """The same with noise from the examples' own streams."""
+        return self._add(x, generator.normal(x))
+
+    def _add(self, x: Tensor, noise: Tensor) -> Tensor:
+        rms = (x.square().mean(-1, keepdim=True) + 1e-20).sqrt()
+        return x + noise * rms * self.ratio
