@@ -24,7 +24,8 @@ class Log(Stage):
         self.lipschitz = 1 / offset
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x + self.offset).log()
+        # Noise or an attack at the mel values may make them negative; the logarithm of what is left is finite.
+        return (x.clamp_min(0) + self.offset).log()
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
         return (y.exp() - self.offset).clamp_min(0)
@@ -42,7 +43,9 @@ class Decibel(Stage):
     def __init__(self, floor: float = 1e-10, relative: bool = False, top_db: float = 80.0, name: str = "log_mel"):
         super().__init__(name)
         self.floor, self.relative, self.top_db = floor, relative, top_db
-        self.bounds = (10 * math.log10(floor), math.inf) if not relative else (-math.inf, 0.0)
+        self.bounds = (10 * math.log10(floor), math.inf)
+        if relative:
+            self.bounds = (-top_db if top_db else -math.inf, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         level = 10 * x.clamp_min(self.floor).log10()
@@ -53,5 +56,10 @@ class Decibel(Stage):
         return level.maximum(peak - self.top_db) if self.top_db else level
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
-        reference = x.amax((-2, -1), keepdim=True).clamp_min(self.floor) if self.relative else 1.0
-        return reference * 10 ** (y / 10)
+        """Powers at y; one that the floor or the dynamic range hides stays as low as it is in x."""
+        peak = x.amax((-2, -1), keepdim=True).clamp_min(self.floor)
+        reference = peak if self.relative else torch.ones_like(peak)
+        power = reference * 10 ** (y / 10)
+        loudest = peak if self.relative else power.amax((-2, -1), keepdim=True)
+        floor = (loudest * 10 ** (-self.top_db / 10)).clamp_min(self.floor) if self.top_db else self.floor
+        return torch.where(power <= floor * (1 + 1e-5), power.minimum(x), power)

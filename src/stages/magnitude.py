@@ -1,4 +1,5 @@
-"""Short-time Fourier magnitude, and the complex transform and its inverse that the inversions need.
+"""Short-time Fourier magnitude, and the complex transform and its inverse that the inversions need
+(`synthesize` is the least-squares inverse of Griffin and Lim, 1984).
 
 Conventions are librosa's: a periodic window, frames centred on multiples of the hop, zeros beyond the ends, no scaling.
 `center=False` is the framing of python_speech_features: frame t starts at t * hop, the last one padded with zeros."""
@@ -6,6 +7,7 @@ Conventions are librosa's: a periodic window, frames centred on multiples of the
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch.nn import functional as F
 from src.stages.mel import Mel
 from src.victim import Stage
 
-WINDOWS = {
+WINDOWS: dict[str, Callable[..., Tensor]] = {
     "hann": torch.hann_window,
     "hamming": torch.hamming_window,
     "rectangular": lambda n, **_: torch.ones(n),
@@ -52,9 +54,7 @@ class Magnitude(Stage):
             raise ValueError(f"unknown window '{window}' (choices: {', '.join(WINDOWS)})")
         self.n_fft, self.win_length, self.hop_length, self.center = n_fft, win_length, hop_length, center
         self.register_buffer("window", WINDOWS[window](win_length, periodic=True), persistent=False)
-        # One DFT stretches by sqrt(n_fft) at most; each sample lies in ceil(win / hop) frames, weighted by the window.
-        overlap = F.pad(self.window.square(), (0, -win_length % hop_length)).view(-1, hop_length).sum(0).max()
-        self.lipschitz = math.sqrt(n_fft * float(overlap))
+        self.lipschitz = stft_norm(self.window.double(), n_fft, hop_length)
 
     def n_frames(self, n_samples: int) -> int:
         if self.center:
@@ -71,25 +71,33 @@ class Magnitude(Stage):
         total = (self.n_frames(n_samples) - 1) * self.hop_length + self.win_length
         return left, total - left - n_samples
 
-    def complex(self, x: Tensor) -> Tensor:
-        """The complex STFT, [batch, time] -> [batch, freq, frames]."""
-        return torch.fft.rfft(self.frames(x) * self.window, n=self.n_fft).transpose(1, 2)
+    def analyze(self, x: Tensor) -> Tensor:
+        """The complex STFT, frames first as the FFT makes it: [batch, time] -> [batch, frames, freq]."""
+        return torch.fft.rfft(self.frames(x) * self.window, n=self.n_fft)
 
-    def inverse_complex(self, spectrum: Tensor, n_samples: int) -> Tensor:
-        """Least-squares inverse of `complex`: [batch, freq, frames] -> [batch, n_samples]."""
-        frames = torch.fft.irfft(spectrum.transpose(1, 2), n=self.n_fft)[..., : self.win_length] * self.window
+    def overlap(self, n_frames: int) -> Tensor:
+        """Sum of the squared windows over each sample of the padded signal, [1, padded time]."""
+        squares = self.window.square().expand(1, n_frames, -1)
+        return overlap_add(squares, self.hop_length).clamp_min(1e-8)
+
+    def synthesize(self, spectrum: Tensor, n_samples: int, overlap: Tensor | None = None) -> Tensor:
+        """Least-squares inverse of `analyze`: [batch, frames, freq] -> [batch, n_samples]. A loop passes `overlap`."""
+        frames = torch.fft.irfft(spectrum, n=self.n_fft)[..., : self.win_length] * self.window
+        signal = overlap_add(frames, self.hop_length)
+        signal = signal / (self.overlap(spectrum.shape[1]) if overlap is None else overlap)
         left, right = self.padding(n_samples)
-        weight = overlap_add(self.window.square().expand(1, spectrum.shape[-1], -1), self.hop_length)
-        signal = overlap_add(frames, self.hop_length) / weight.clamp_min(1e-8)
-        return signal[:, left : left + n_samples]
+        # A negative padding is a tail that no frame covers.
+        return F.pad(signal[:, left : left + n_samples], (0, max(0, -right)))
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, time] -> [batch, n_fft // 2 + 1, frames]."""
-        return self.complex(x).abs()
+        return self.analyze(x).abs().transpose(1, 2)
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
-        """The magnitudes y with the phase of x."""
-        return self.inverse_complex(torch.polar(y.clamp_min(0), self.complex(x).angle()), x.shape[-1])
+        """The magnitudes y with the phase of x; phase 0 where x has none."""
+        spectrum = self.analyze(x)
+        phase = torch.where(spectrum == 0, torch.ones_like(spectrum), spectrum.sgn())
+        return self.synthesize(phase * y.clamp_min(0).transpose(1, 2), x.shape[-1])
 
     def mask(self, valid: Tensor) -> Tensor:
         """[batch, time] -> [batch, 1, frames]: a frame counts when any of its samples does."""
@@ -110,7 +118,7 @@ class FastMagnitude(Magnitude):
         return fast
 
     def forward(self, x: Tensor) -> Tensor:
-        return _FastMagnitude.apply(x, self)  # type: ignore[no-any-return, no-untyped-call]
+        return _FastMagnitude.apply(x, self)  # type: ignore[no-untyped-call]
 
     def frozen(self) -> Stage:
         return self
@@ -130,13 +138,13 @@ class PowerMel(Stage):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, time] -> [batch, n_mels, frames]."""
-        return _PowerMel.apply(x, self.magnitude, self.mel.filters)  # type: ignore[no-any-return, no-untyped-call]
+        return _PowerMel.apply(x, self.magnitude, self.mel.filters)  # type: ignore[no-untyped-call]
 
 
 class _PowerMel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, stage: Magnitude, filters: Tensor) -> Tensor:
-        spectrum = torch.fft.rfft(stage.frames(x) * stage.window, n=stage.n_fft)
+        spectrum = stage.analyze(x)
         parts = torch.view_as_real(spectrum)
         power = parts[..., 0].square().addcmul_(parts[..., 1], parts[..., 1])
         if ctx.needs_input_grad[0]:
@@ -146,7 +154,7 @@ class _PowerMel(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         spectrum, filters = ctx.saved_tensors
         weight = (grad.transpose(1, 2) @ filters).mul_(2)  # d|X|^2/dX = 2 X
         return adjoint(weight * spectrum, ctx.stage, ctx.n_samples), None, None
@@ -155,7 +163,7 @@ class _PowerMel(torch.autograd.Function):
 class _FastMagnitude(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, stage: Magnitude) -> Tensor:
-        spectrum = torch.fft.rfft(stage.frames(x) * stage.window, n=stage.n_fft)
+        spectrum = stage.analyze(x)
         magnitude = spectrum.abs()
         if ctx.needs_input_grad[0]:
             ctx.stage, ctx.n_samples = stage, x.shape[-1]
@@ -164,7 +172,7 @@ class _FastMagnitude(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         spectrum, magnitude = ctx.saved_tensors
         # d|X|/dX = X / |X|, with subgradient 0 at 0.
         weight = grad.transpose(1, 2) / magnitude.clamp_min(1e-30)
@@ -180,6 +188,24 @@ def adjoint(cotangent: Tensor, stage: Magnitude, n_samples: int) -> Tensor:
     frames = torch.fft.irfft(cotangent, n=stage.n_fft)[..., : stage.win_length] * stage.window
     left, _ = stage.padding(n_samples)
     return overlap_add(frames, stage.hop_length)[:, left : left + n_samples]
+
+
+def stft_norm(window: Tensor, n_fft: int, hop: int) -> float:
+    """Upper bound of the spectral norm of x -> one-sided STFT(x), tight to about a percent for the usual windows.
+
+    The two-sided energy is n_fft * sum_t |w_t x|^2 (Parseval), and one side is half of it plus half of what the DC and
+    Nyquist bins hold, which their Gram matrix <w_s m, w_t m'> bounds (largest row sum of absolute values)."""
+    length = len(window)
+    pieces = F.pad(window.square(), (0, -length % hop)).view(-1, hop)
+    energy = n_fft * float(pieces.sum(0).max())
+    edge = 0.0
+    alternating = window * (1 - 2 * (torch.arange(length) % 2))
+    for shift in range(0, length, hop):
+        both = 1 if shift == 0 else 2  # earlier and later frames
+        same = float((window[shift:] * window[: length - shift]).sum())
+        cross = float((window[shift:] * alternating[: length - shift]).sum().abs()) if n_fft % 2 == 0 else 0.0
+        edge += both * (same + cross)
+    return math.sqrt((energy + min(edge, energy)) / 2)
 
 
 def overlap_add(frames: Tensor, hop: int) -> Tensor:

@@ -64,7 +64,7 @@ class ClipNormalize(Stage):
     """Subtract the clip's own mean and, if asked, divide by its own standard deviation.
 
     Args:
-        axis: clip (one pair), band (one per row, cepstral mean normalisation) or frame (one per column, Deep Speaker's).
+        axis: clip (one pair), band (one per row, cepstral mean normalisation) or frame (one per column).
         scale: divide by the standard deviation too.
     """
 

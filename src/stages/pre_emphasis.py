@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,7 +26,9 @@ class PreEmphasis(Stage):
         return x - self.coefficient * F.pad(x, (1, 0))[..., :-1]
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
-        """Exact: the recursive filter x[t] = y[t] + c x[t-1], evaluated by its truncated impulse response."""
-        length = min(y.shape[-1], 2048)
-        kernel = self.coefficient ** torch.arange(length - 1, -1, -1, dtype=y.dtype, device=y.device)
-        return F.conv1d(F.pad(y[:, None], (length - 1, 0)), kernel[None, None]).squeeze(1)
+        """Exact: the recursive filter x[t] = y[t] + c x[t-1], as the product of (1 + (c / z)^(2^k)) over k."""
+        shift = 1
+        while shift < y.shape[-1]:
+            y = y + self.coefficient**shift * F.pad(y, (shift, 0))[..., :-shift]
+            shift *= 2
+        return y

@@ -1,0 +1,16 @@
+"""A time-varying gain on the clean STFT: phase and fine structure stay, an unchanged representation returns x."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from src.inversion.spectrum import invert
+from src.registry import INVERSIONS
+from src.streams import Streams
+from src.victim import Chain
+
+
+@INVERSIONS.register("gain_mask")
+def gain_mask(head: Chain, z: Tensor, x: Tensor, *, generator: Streams) -> Tensor:
+    """Gains on the clean STFT that move the mel values to the wanted ones; keeps the clean phase and fine structure."""
+    return invert(head, z, x, generator)

@@ -1,0 +1,78 @@
+"""Non-negative least squares from mel values to magnitudes, then Griffin-Lim, as librosa.feature.inverse.mel_to_audio.
+
+The solver is accelerated projected gradient with restarts (FISTA: Beck and Teboulle 2009; restarts: O'Donoghue and
+Candes 2015), all frames at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from src.inversion.griffin_lim import retrieve_phase
+from src.inversion.spectrum import FilterBank, invert
+from src.registry import INVERSIONS, Count, Fraction, Natural
+from src.streams import Streams
+from src.victim import Chain
+
+
+@INVERSIONS.register("nnls")
+def nnls(
+    head: Chain,
+    z: Tensor,
+    x: Tensor,
+    *,
+    generator: Streams,
+    iterations: Natural = 32,
+    momentum: Fraction = 0.99,
+    nnls_steps: Count = 30,
+) -> Tensor:
+    """Magnitudes by non-negative least squares, phase by fast Griffin-Lim; the same as griffin_lim at magnitudes.
+
+    Args:
+        iterations: of Griffin-Lim.
+        momentum: 0 is the original algorithm; near 1 converges faster.
+        nnls_steps: gradient steps of the non-negative least squares.
+    """
+    return invert(
+        head,
+        z,
+        x,
+        generator,
+        lambda stage: magnitudes(stage, nnls_steps),
+        lambda stage, y, n_samples, streams: retrieve_phase(stage, y, n_samples, streams, iterations, momentum),
+    )
+
+
+def magnitudes(stage: FilterBank, steps: int) -> Callable[[Tensor], Tensor]:
+    """Non-negative magnitudes [batch, freq, frames] whose mel values are nearest to given ones (same shape)."""
+    solve = solver(stage.filters, steps)
+    return lambda y: solve(y.clamp_min(0)) ** (1 / stage.power)
+
+
+def solver(a: Tensor, steps: int) -> Callable[[Tensor], Tensor]:
+    """b [batch, rows, n] -> argmin over s >= 0 of |a s - b|^2, [batch, columns, n]. a: [rows, columns], non-negative.
+
+    It starts from the clipped pseudo-inverse. Rows of `a` are brought to unit norm, which leaves an attainable b its
+    solutions and makes the error relative to each band: that is what a log-mel spectrogram hears."""
+    size = a.norm(dim=1, keepdim=True).clamp_min(1e-20)
+    a = a / size
+    start, down = torch.linalg.pinv(a), a.T / torch.linalg.matrix_norm(a, 2) ** 2
+
+    def solve(b: Tensor) -> Tensor:
+        b = b / size
+        s = ahead = (start @ b).clamp_min(0)
+        t = torch.ones(len(b), 1, 1, dtype=b.dtype, device=b.device)
+        for _ in range(steps):
+            following = torch.sub(ahead, down @ (a @ ahead - b)).clamp_min_(0)
+            move = following - s
+            # Momentum that points uphill starts afresh, clip by clip.
+            uphill = ((ahead - following) * move).sum((1, 2), keepdim=True) > 0
+            t = torch.where(uphill, torch.ones_like(t), t)
+            t_next = (1 + (1 + 4 * t * t).sqrt()) / 2
+            ahead = following + (t - 1) / t_next * move
+            s, t = following, t_next
+        return s
+
+    return solve

@@ -1,0 +1,81 @@
+"""The way back through a head: each stage is undone by its own `inverse`, except that an inversion may bring its own
+step from mel values to magnitudes and from magnitudes to a signal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from src.streams import Streams
+from src.victim import Chain
+
+
+@runtime_checkable
+class FilterBank(Protocol):
+    """What the mel stage offers: filters [bands, freq] on magnitude ** power."""
+
+    filters: Tensor
+    power: float
+
+    def inverse(self, y: Tensor, x: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """What the magnitude stage offers: the complex STFT, frames first, and its least-squares inverse."""
+
+    def analyze(self, x: Tensor) -> Tensor: ...
+
+    def overlap(self, n_frames: int) -> Tensor: ...
+
+    def synthesize(self, spectrum: Tensor, n_samples: int, overlap: Tensor | None = None) -> Tensor: ...
+
+    def inverse(self, y: Tensor, x: Tensor) -> Tensor: ...
+
+
+ToMagnitude = Callable[[FilterBank], Callable[[Tensor], Tensor]]
+"""Prepares, once per batch, the map from mel values [batch, bands, frames] to magnitudes [batch, freq, frames]."""
+ToSignal = Callable[[Transform, Tensor, int, Streams], Tensor]
+"""Magnitudes [batch, freq, frames], samples, random streams -> [batch, samples]."""
+Undo = Callable[[Tensor, Tensor, Streams], Tensor]
+
+
+@torch.no_grad()
+def invert(
+    head: Chain,
+    z: Tensor,
+    x: Tensor,
+    generator: Streams,
+    to_magnitude: ToMagnitude | None = None,
+    to_signal: ToSignal | None = None,
+) -> Tensor:
+    """Audio [batch, time] for the representation z of `head`, near the clean waveform x [batch, time].
+
+    On a CPU one clip at a time: its spectra stay in the cache, and its result cannot depend on the batch.
+    """
+    undo = [_undo(stage, to_magnitude, to_signal) for stage in head.stages]
+
+    def back(z: Tensor, x: Tensor, streams: Streams) -> Tensor:
+        inputs = [x]
+        for stage in list(head.stages)[:-1]:
+            inputs.append(stage(inputs[-1]))
+        for step, before in zip(reversed(undo), reversed(inputs), strict=False):
+            z = step(z, before, streams)
+        return z
+
+    if x.device.type != "cpu":
+        return back(z, x, generator)
+    clips = [torch.tensor([i]) for i in range(len(x))]
+    return torch.cat([back(z[i], x[i], generator.select(i)) for i in clips])
+
+
+def _undo(stage: torch.nn.Module, to_magnitude: ToMagnitude | None, to_signal: ToSignal | None) -> Undo:
+    if to_magnitude and isinstance(stage, FilterBank):
+        solve = to_magnitude(stage)
+        return lambda z, before, streams: solve(z)
+    if to_signal and isinstance(stage, Transform):
+        return lambda z, before, streams: to_signal(stage, z, before.shape[-1], streams)
+    return lambda z, before, streams: stage.inverse(z, before)  # type: ignore[operator]
