@@ -13,7 +13,7 @@ SECOND = {
     "stages", "models", "defenses", "attacks", "generators", "inversion", "datasets", "adaptive", "speaker", "distributed",
     "augment",
 }  # fmt: skip
-THIRD = {"checks", "training", "evaluation", "checkpoint", "classification"}
+THIRD = {"checks", "self_test", "training", "evaluation", "checkpoint", "classification"}
 PLAIN = {"results", "figures", "report"}
 TOP = {"config", "shell"}
 
