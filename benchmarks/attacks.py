@@ -1,0 +1,157 @@
+"""PGD-40 and CW against torchattacks, foolbox, ART and the raw limit: the same frozen model, clips and budget, one
+thread. The raw limit is what autograd needs for the forward and backward passes alone, parameters frozen."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from src.registry import ATTACKS
+from src.streams import Streams
+from src.threat import ThreatModel
+from src.victim import Victim
+
+STEPS = 40
+
+
+def seconds(work: Callable[[], Any], repeats: int) -> float:
+    """Median wall-clock seconds after one warm-up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def raw_limit(model: torch.nn.Module, x: Tensor, y: Tensor, passes: int) -> None:
+    """Forward and backward passes to the input, nothing else."""
+    for _ in range(passes):
+        leaf = x.clone().requires_grad_()
+        torch.autograd.grad(F.cross_entropy(model(leaf), y, reduction="sum"), leaf)
+
+
+def peers(model: torch.nn.Module, x: Tensor, y: Tensor, eps: float, classes: int) -> dict[str, Callable[[], Any]]:
+    """PGD-40 of other libraries, step eps / 16, no random start."""
+    warnings.filterwarnings("ignore")
+    import foolbox
+    import torchattacks
+    from art.attacks.evasion import ProjectedGradientDescent
+    from art.estimators.classification import PyTorchClassifier
+
+    image = torchattacks.PGD(model, eps=eps, alpha=eps / 16, steps=STEPS, random_start=False)
+    fool = foolbox.attacks.LinfPGD(steps=STEPS, abs_stepsize=eps / 16, random_start=False)
+    wrapped = foolbox.PyTorchModel(model, bounds=(-1, 1), device="cpu")
+    estimator = PyTorchClassifier(
+        model, F.cross_entropy, tuple(x.shape[1:]), classes, clip_values=(-1.0, 1.0), device_type="cpu"
+    )
+    art = ProjectedGradientDescent(
+        estimator,
+        norm="inf",
+        eps=eps,
+        eps_step=eps / 16,
+        max_iter=STEPS,
+        num_random_init=0,
+        batch_size=len(x),
+        verbose=False,
+    )
+    return {
+        "torchattacks": lambda: image(x, y),
+        "foolbox": lambda: fool(wrapped, x, y, epsilons=eps),
+        "ART": lambda: art.generate(x.numpy(), y.numpy()),
+    }
+
+
+def run(victim: Victim, x: Tensor, repeats: int, eps: tuple[float, ...] = (2e-4, 2e-3)) -> list[dict[str, Any]]:
+    """Rows: seconds of ours and of each peer, and the ratio of each to the raw limit.
+
+    Args:
+        victim: trained.
+        x: waveforms [batch, time].
+        eps: one budget that leaves most clips standing, one that fells most.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    plain = victim.eval().requires_grad_(False)
+    frozen = victim.frozen()
+    y = plain(x).argmax(1)
+    rows = []
+    limit = seconds(lambda: raw_limit(plain, x, y, STEPS), repeats)
+    own_limit = seconds(lambda: raw_limit(frozen, x, y, STEPS), repeats)
+    rows.append(row("frozen model's passes", own_limit, "raw limit", limit, limit))
+    streams = lambda: Streams(0, [str(i) for i in range(len(x))], "bench")  # noqa: E731
+
+    for budget in eps:
+        threat = ThreatModel("linf", budget, (-1.0, 1.0))
+
+        def ours(early_exit: bool, threat: ThreatModel = threat) -> Tensor:
+            return ATTACKS["pgd"](
+                frozen, x, y, threat, generator=streams(), targeted=False,
+                steps=STEPS, random_start=False, early_exit=early_exit,
+            )  # fmt: skip
+
+        robust = float((plain(ours(True)).argmax(1) == y).float().mean())
+        label = f"PGD-40, eps {budget:g} (robust accuracy {robust:.2f})"
+        full = seconds(lambda: ours(False), repeats)
+        early = seconds(lambda: ours(True), repeats)
+        rows.append(row(f"{label}, full work", full, "raw limit", limit, limit))
+        rows.append(row(f"{label}, finished clips leave", early, "raw limit", limit, limit))
+        for name, work in peers(plain, x, y, budget, len(victim.classes)).items():
+            rows.append(row(f"{label}, full work", full, name, seconds(work, repeats), limit))
+    rows += carlini_wagner(plain, frozen, x, y, max(1, repeats // 2), limit / STEPS)
+    torch.set_num_threads(threads)
+    return rows
+
+
+def carlini_wagner(
+    plain: torch.nn.Module, frozen: Victim, x: Tensor, y: Tensor, repeats: int, one_pass: float
+) -> list[dict[str, Any]]:
+    """CW L2, 5 values of c x 100 steps, against foolbox's, with the median L2 of each."""
+    import foolbox
+
+    found: dict[str, Tensor] = {}
+    streams = Streams(0, [str(i) for i in range(len(x))], "bench")
+
+    def ours() -> None:
+        found["ours"] = ATTACKS["cw"](
+            frozen,
+            x,
+            y,
+            ThreatModel("l2", bounds=(-1.0, 1.0)),
+            generator=streams,
+            targeted=False,
+            search_steps=5,
+            steps=100,
+        )
+
+    def peer() -> None:
+        attack = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=5, steps=100, stepsize=1e-3)
+        found["foolbox"] = attack(foolbox.PyTorchModel(plain, bounds=(-1, 1), device="cpu"), x, y, epsilons=None)[1]
+
+    times = seconds(ours, repeats), seconds(peer, repeats)
+    sizes = {
+        name: float(torch.where(plain(z).argmax(1) != y, (z - x).norm(dim=1), torch.inf).median())
+        for name, z in found.items()
+    }
+    label = f"CW L2 5 x 100 (median L2 {sizes['ours']:.4g} against {sizes['foolbox']:.4g})"
+    return [row(label, times[0], "foolbox", times[1], one_pass * 500)]
+
+
+def row(what: str, ours: float, name: str, peer: float, limit: float) -> dict[str, Any]:
+    return {
+        "benchmark": "attack speed",
+        "what": f"{what} against {name}",
+        "ours": ours,
+        "peer": peer,
+        "unit": "s",
+        "ratio": peer / ours,
+        "note": f"ours is {ours / limit:.2f} of the raw limit, {name} {peer / limit:.2f}",
+    }

@@ -1,0 +1,241 @@
+"""Each script end to end, as a person runs it: from a folder of wavs to rows, tables, figures and wavs; then every
+mistake a person makes: one clear line, exit code 2, nothing lost."""
+
+from __future__ import annotations
+
+import csv
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.conftest import ROOT, SAMPLE_RATE, WORDS, recordings
+
+CONFIG = """[DATA]
+source = folder
+data_dir = clips
+include_dirs = yes, no, up, down
+n_test = 6
+[DATA.folder]
+source_dir = wavs
+[MODEL]
+names = bc_resnet
+[FRONTEND.log_mel]
+hop_length = 320
+n_mels = 40
+[TRAINING]
+epochs = 3
+learning_rate = 0.01
+batch_size = 16
+[ATTACK]
+names = fgsm, pgd
+eps = 0.001, 20 dB
+wavs = 2
+checks = 4
+[ATTACK.pgd]
+steps = 5
+[CERTIFY]
+sigma = 0.01
+n0 = 20
+n = 100
+"""
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with wavs and a config, prepared and trained by the scripts."""
+    folder = tmp_path_factory.mktemp("work")
+    samples, labels, ids = recordings(12)
+    for clip, label, name in zip(samples, labels, ids, strict=True):
+        path = folder / "wavs" / WORDS[label] / f"speaker{name.split('/')[1]}_nohash_0.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, clip, SAMPLE_RATE, subtype="PCM_16")
+    (folder / "config.ini").write_text(CONFIG)
+    for script in ("prepare_dataset.py", "train_model.py"):
+        done = shell(folder, script)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def shell(folder: Path, script: str, *args: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    """Run a script from its own process, in `folder`."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *args],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **kwargs,  # type: ignore[call-overload]
+    )
+
+
+def call(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str, *args: str) -> int:
+    """Run a script inside this process (quick); its exit code."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [script, *args])
+    try:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_second_run_does_the_work_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (workspace / "clips").iterdir()}
+    model = (workspace / "data/models/bc_resnet.pt").read_bytes()
+    assert call(workspace, monkeypatch, "prepare_dataset.py") == 0
+    assert call(workspace, monkeypatch, "train_model.py") == 0
+    assert {path: path.stat().st_mtime_ns for path in (workspace / "clips").iterdir()} == before
+    assert (workspace / "data/models/bc_resnet.pt").read_bytes() == model
+
+
+def test_evaluate(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(workspace, monkeypatch, "evaluate_model.py", "--split", "validation") == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert list((workspace / "data").rglob("*confusion*.png"))
+    assert list((workspace / "data").rglob("*confusion*.csv"))
+
+
+def test_attack_writes_rows_tables_figures_and_wavs(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(workspace, monkeypatch, "attack.py") == 0
+    results = workspace / "data/results/attack"
+    found = rows(results / "rows.csv")
+    assert {row["attack"] for row in found} >= {"fgsm", "pgd", "random_signs"}
+    assert {row["eps"] for row in found} == {"0.001", "20 dB"}
+    for row in found:
+        assert row["feasible"] == "1"
+        if row["eps"] == "0.001":
+            assert float(row["linf"]) <= 0.001 * 1.0001
+    wavs = list(results.rglob("*.wav"))
+    assert wavs
+    for wav in wavs:
+        assert soundfile.info(wav).subtype == "PCM_16"
+    assert list((workspace / "data").rglob("*.png"))
+    assert (results / "manifest.json").exists()
+
+
+def test_attack_at_mel_goes_back_to_audio(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = [
+        "ATTACK.stage=log_mel",
+        "ATTACK.eps=0.5",
+        "ATTACK.names=fgsm",
+        "RESULTS.results_dir=mel",
+        "DATA.n_test=2",
+    ]
+    args = [part for override in overrides for part in ("--set", override)]
+    assert call(workspace, monkeypatch, "attack.py", *args) == 0
+    found = rows(workspace / "mel/attack/rows.csv")
+    assert all(np.isfinite(float(row["snr"])) for row in found)
+    assert {"success_stage", "success_audio", "success_wav"} <= set(found[0])
+
+
+def test_attack_resumes_to_the_same_rows(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = ["--set", "RESULTS.results_dir=again", "--set", "ATTACK.eps=0.001"]
+    assert call(workspace, monkeypatch, "attack.py", *args) == 0
+    path = workspace / "again/attack/rows.csv"
+    whole = rows(path)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[: len(lines) // 2]) + "cut sho")
+    assert call(workspace, monkeypatch, "attack.py", *args) == 0
+    timeless = lambda table: sorted(str({k: v for k, v in row.items() if k != "seconds"}) for row in table)  # noqa: E731
+    assert timeless(rows(path)) == timeless(whole)
+
+
+def test_certify(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(workspace, monkeypatch, "certify.py", "--set", "DATA.n_test=3") == 0
+    (path,) = (workspace / "data/results/certify").rglob("*rows*.csv")
+    found = rows(path)
+    assert len(found) == 3
+    for row in found:
+        assert float(row["radius"]) <= 0.01 * 4
+        assert row["predict"] != "-1" or row["correct"] == "0"
+    assert list((workspace / "data/results/certify").rglob("*.md"))
+
+
+def test_interrupt_leaves_rows_and_says_so(workspace: Path) -> None:
+    overrides = ["RESULTS.results_dir=stopped", "ATTACK.pgd.steps=3000", "ATTACK.pgd.early_exit=no"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "attack.py"), *(part for override in overrides for part in ("--set", override))],
+        cwd=workspace, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    path = workspace / "stopped/attack/rows.csv"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not (path.exists() and len(path.read_text().splitlines()) > 3):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
+    assert len(rows(path)) >= 3
+
+
+MISTAKES = [
+    ("prepare_dataset.py", ["--set", "DATA.folder.source_dir=nowhere", "--set", "DATA.data_dir=x"], "nowhere"),
+    ("prepare_dataset.py", ["--set", "DATA.include_dirs=yes,npo", "--set", "DATA.data_dir=x"], "npo"),
+    ("prepare_dataset.py", ["--config", "none.ini"], "no such config file"),
+    ("train_model.py", ["--set", "TRAINING.epochs=-1"], "epochs"),
+    ("train_model.py", ["--set", "TRAINING.epoch=1"], "did you mean 'epochs'"),
+    ("train_model.py", ["--set", "DATA.data_dir=nowhere"], "prepare_dataset.py"),
+    ("train_model.py", ["--set", "MODEL.names=cmn"], "did you mean 'cnn'"),
+    ("evaluate_model.py", ["--model", "nothing"], "trained models there: bc_resnet"),
+    ("evaluate_model.py", ["--split", "tset"], "test"),
+    ("attack.py", ["--set", "ATTACK.stage=meld"], "no representation 'meld'"),
+    ("attack.py", ["--set", "ATTACK.eps=-1"], "budget"),
+    ("attack.py", ["--set", "RESULTS.model_dir=nowhere"], "nowhere"),
+    ("certify.py", ["--set", "CERTIFY.stage=meld"], "no representation 'meld'"),
+    ("certify.py", ["--set", "CERTIFY.alpha=0"], "alpha"),
+]
+
+
+@pytest.mark.parametrize(("script", "args", "said"), MISTAKES, ids=[" ".join([m[0], *m[1]]) for m in MISTAKES])
+def test_mistakes(
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    script: str,
+    args: list[str],
+    said: str,
+) -> None:
+    files = sorted(str(path) for path in workspace.rglob("*"))
+    assert call(workspace, monkeypatch, script, *args) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert said in error
+    assert sorted(str(path) for path in workspace.rglob("*")) == files, "a refused run leaves nothing behind"
+
+
+def test_foreign_checkpoint(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = workspace / "foreign"
+    folder.mkdir(exist_ok=True)
+    (folder / "other.pt").write_bytes(b"not a checkpoint")
+    assert call(workspace, monkeypatch, "evaluate_model.py", "--set", "RESULTS.model_dir=foreign") == 2
+    assert "not an Earshot checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "script", ["prepare_dataset.py", "train_model.py", "evaluate_model.py", "attack.py", "certify.py"]
+)
+def test_help_lists_what_it_reads(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(ROOT, monkeypatch, script, "--help") == 0
+    text = capsys.readouterr().out
+    assert "--set SECTION.key=value" in text
+    assert "[DATA]" in text
