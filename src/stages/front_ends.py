@@ -20,11 +20,13 @@ def _normalize(kind: str, n_bands: int) -> list[Stage]:
         return [DatasetNormalize()]
     if kind == "dataset_band":
         return [DatasetNormalize(n_bands)]
-    if kind == "clip_mean":
-        return [ClipNormalize("clip", scale=False)]
+    if kind in ("clip_mean", "band_mean"):
+        return [ClipNormalize(kind.removesuffix("_mean"), scale=False)]
     if kind in ("clip", "band", "frame"):
         return [ClipNormalize(kind)]
-    raise ValueError(f"unknown normalize '{kind}' (choices: none, dataset, dataset_band, clip_mean, clip, band, frame)")
+    raise ValueError(
+        f"unknown normalize '{kind}' (choices: none, dataset, dataset_band, clip_mean, band_mean, clip, band, frame)"
+    )
 
 
 def _mel(
@@ -77,7 +79,7 @@ def log_mel(
         htk: HTK mel scale instead of Slaney's.
         log: natural (log(x + offset)), db (10 log10) or db_max (dB below the clip's maximum).
         offset: added before the logarithm, or the smallest power of the dB scales.
-        normalize: none, dataset, dataset_band, clip_mean, clip, band or frame.
+        normalize: none, dataset, dataset_band, clip_mean, band_mean, clip, band or frame.
     """
     stages = _mel(sample_rate, pre_emphasis, n_fft, win_length, hop_length, n_mels, f_min, f_max, htk)
     if log not in ("natural", "db", "db_max"):
@@ -139,7 +141,7 @@ def mfcc(
         f_min: lowest edge of the bands, Hz.
         f_max: highest edge, Hz; 0 for half the sample rate.
         offset: added before the logarithm.
-        normalize: none, dataset, dataset_band, clip_mean, clip, band or frame.
+        normalize: none, dataset, dataset_band, clip_mean, band_mean, clip, band or frame.
     """
     stages = _mel(sample_rate, 0.0, n_fft, win_length, hop_length, n_mels, f_min, f_max, False)
     return [*stages, Log(offset), Dct(n_mfcc, n_mels), *_normalize(normalize, n_mfcc)]
