@@ -3,6 +3,8 @@ learned more per second than the published keyword spotters."""
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -54,7 +56,7 @@ class ResNet(nn.Module):
                 f"this front end gives {' x '.join(map(str, shape))}"
             )
         self.stem = normed(1, widths[0], 5, 2)
-        self.blocks = nn.Sequential(*(Block(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        self.blocks = nn.Sequential(*(Block(a, b) for a, b in itertools.pairwise(widths)))
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(widths[-1], n_classes)
 
