@@ -133,13 +133,21 @@ class ThreatModel:
             out = torch.where(delta == 0, x, out.clamp(low, high))
         return out
 
+    def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Lowest and highest legal value of every entry under linf, so that a loop projects with one in-place clamp."""
+        size = column(self.budgets(x), x).expand_as(x)
+        if self.mask is not None:
+            size = torch.where(self.mask, size, 0)
+        low, high = self.bounds
+        return (x - size).clamp_min_(low).minimum(x), (x + size).clamp_max_(high).maximum(x)
+
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The nearest point of the ball around x, then the bounds and the mask. x_adv, x: [batch, ...]."""
         delta = self.masked(x_adv - x)
         eps = self.budgets(x)
         size = column(eps, x)
         if self.norm == "linf":
-            delta = delta.clamp(-size, size) if bool(torch.isfinite(eps).all()) else delta.maximum(-size).minimum(size)
+            delta = delta.clamp(-size, size)
         elif self.norm == "l2":
             delta = delta * (size / column(norm_of(delta, "l2"), x).clamp_min(1e-30)).clamp(max=1)
         elif self.norm == "l1":

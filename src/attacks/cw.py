@@ -1,0 +1,177 @@
+"""Carlini and Wagner's smallest L2 perturbation (2017): minimise ||delta||^2 + c * max(0, confidence - margin), with a
+binary search for c per example.
+
+Image defaults fail on waveforms (one Adam step of 0.01 on 16,000 samples has an L2 norm of 1.26), so lengths are
+measured in the distance r to the boundary that the first gradient predicts, margin / ||gradient||: a step moves an
+example by `learning_rate` * r, and c is a multiple of 2 margin / ||gradient||^2, which balances both terms at r. Adam's
+second moment is one number per example, so that a step follows the gradient instead of its signs: sign-like steps
+spread over silent samples and cost L2."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from src.attacks.core import Best, Model, attack, every, gradient, narrow
+from src.losses import margin
+from src.registry import Count, NonNegative, Positive
+from src.streams import Streams
+from src.threat import ThreatModel, column, norm_of
+
+SLACK = 1e-4
+"""Share of the clean margin that a success must clear: rounding must not undo it on another copy of the model."""
+
+
+@attack("cw", kind="minimum_norm", norms=("l2",))
+def cw(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    generator: Streams,
+    targeted: bool,
+    search_steps: Count = 5,
+    steps: Count = 100,
+    learning_rate: Positive = 0.1,
+    initial_c: Positive = 1.5,
+    confidence: NonNegative = 0.0,
+    abort_early: bool = True,
+) -> Tensor:
+    """Smallest l2 perturbation that changes the decision, by penalty and binary search.
+
+    Args:
+        search_steps: values of c tried per example.
+        steps: gradient steps per value of c.
+        learning_rate: length of the first steps, in predicted distances to the boundary; it decays to zero.
+        initial_c: first weight of the misclassification term, in units of the predicted one.
+        confidence: margin between the logits that a success must have.
+        abort_early: an example stops when its objective no longer falls.
+    """
+    grad, value, _ = gradient(model, x, lambda logits: margin(logits, y, targeted))
+    slope = norm_of(threat.masked(grad), "l2").clamp_min(1e-20)
+    needed = value.abs() * (1 + SLACK) + confidence
+    # A saturated model predicts absurd distances: a tenth of the clip's own norm is loud (20 dB SNR).
+    level = norm_of(x, "l2") / 10
+    reach = (needed / slope).minimum(torch.where(level > 0, level, math.inf)).nan_to_num(posinf=1.0)
+    goal = confidence + SLACK * value.abs()
+    c = initial_c * 2 * reach / slope
+    low, high = torch.zeros_like(c), torch.full_like(c, math.inf)
+    best = Best(x)
+    for _ in range(search_steps):
+        found = _descend(
+            model, x, y, threat, best, c, goal, reach * learning_rate,
+            targeted=targeted, steps=steps, abort_early=abort_early,
+        )  # fmt: skip
+        high = torch.where(found, c, high)
+        low = torch.where(found, low, c)
+        c = torch.where(high.isinf(), c * 10, torch.where(low == 0, high / 10, (low * high).sqrt()))
+    return threat.project(best.x, x)
+
+
+def _descend(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    best: Best,
+    c: Tensor,
+    goal: Tensor,
+    pace: Tensor,
+    *,
+    targeted: bool,
+    steps: int,
+    abort_early: bool,
+) -> Tensor:
+    """One value of c for every example; smaller successes go into `best`. Returns who succeeded at all, [batch] bool."""
+    space = Tanh(x, threat) if all(map(math.isfinite, threat.bounds)) else Direct(x, threat)
+    alive = torch.arange(len(x), device=x.device)
+    found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    mine, reached = best.select(alive), found.clone()
+    first = torch.zeros_like(x)
+    second = torch.zeros_like(c)
+    previous = torch.full_like(c, math.inf)
+    for iteration in range(steps):
+        x_adv = space.point()
+        grad, value, _ = gradient(model, x_adv, lambda logits, y=y: margin(logits, y, targeted))  # type: ignore[misc]
+        delta = x_adv - x
+        square = delta.flatten(1).square().sum(1)
+        success = value > goal
+        reached |= success
+        mine.update(x_adv, -square, success, first=False)
+        objective = square + c * (goal - value).clamp_min(0)
+        # The hinge pulls only while the margin is short.
+        grad = delta.mul_(2).sub_(grad * column(c * (value <= goal), x))
+        grad = space.chain(threat.masked(grad))
+        first.mul_(0.9).add_(grad, alpha=0.1)
+        second = 0.99 * second + 0.01 * grad.flatten(1).square().sum(1)
+        scale = (second / (1 - 0.99 ** (iteration + 1))).sqrt().clamp_min(1e-30)
+        decay = 0.5 * (1 + math.cos(math.pi * iteration / steps)) / (1 - 0.9 ** (iteration + 1))
+        space.move(first * column(-decay * pace / scale, x))
+        if abort_early and iteration % max(steps // 10, every(x)) == 0:
+            stays = objective < 0.9999 * previous
+            previous = objective
+            keep = stays.nonzero().flatten()
+            if len(keep) < len(x):
+                best.put(alive, mine)
+                found[alive] = reached
+                if not len(keep):
+                    return found
+                x, y, c, goal, pace, alive, reached, first, second, previous = (
+                    t[keep] for t in (x, y, c, goal, pace, alive, reached, first, second, previous)
+                )
+                model, threat, mine = narrow(model, keep), threat.select(keep), mine.select(keep)
+                space.select(keep, threat)
+    best.put(alive, mine)
+    found[alive] = reached
+    return found
+
+
+class Direct:
+    """The perturbed input itself, clipped after every move."""
+
+    def __init__(self, x: Tensor, threat: ThreatModel):
+        self.x, self.threat, self.x_adv = x, threat, x.clone()
+
+    def point(self) -> Tensor:
+        return self.x_adv
+
+    def chain(self, grad: Tensor) -> Tensor:
+        """The gradient with respect to what moves."""
+        return grad
+
+    def move(self, by: Tensor) -> None:
+        self.x_adv = self.threat.clip(self.x_adv + by, self.x)
+
+    def select(self, index: Tensor, threat: ThreatModel) -> None:
+        self.x, self.x_adv, self.threat = self.x[index], self.x_adv[index], threat
+
+
+class Tanh:
+    """The change of variables for finite bounds: x = middle + half * tanh(w), w scaled so that near the middle a move
+    of w is a move of x."""
+
+    def __init__(self, x: Tensor, threat: ThreatModel):
+        low, high = threat.bounds
+        self.middle, self.half = (low + high) / 2, (high - low) / 2
+        self.x, self.threat = x, threat
+        self.start = ((x - self.middle) / self.half).clamp(-1 + 1e-6, 1 - 1e-6)
+        self.w = self.start.atanh()
+        self.t = self.start
+
+    def point(self) -> Tensor:
+        self.t = self.w.tanh()
+        # The difference keeps an unmoved entry exactly as it was.
+        return self.threat.clip(self.x + self.half * (self.t - self.start), self.x)
+
+    def chain(self, grad: Tensor) -> Tensor:
+        return grad * (1 - self.t.square())
+
+    def move(self, by: Tensor) -> None:
+        self.w += by / self.half
+
+    def select(self, index: Tensor, threat: ThreatModel) -> None:
+        self.x, self.start, self.w, self.t = (t[index] for t in (self.x, self.start, self.w, self.t))
+        self.threat = threat
