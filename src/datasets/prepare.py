@@ -1,11 +1,26 @@
-"""From a data source to the clip store (work in progress)."""
+"""From a data source to the clip store: decode every recording once, in one format, so that no later script has to."""
 
 from __future__ import annotations
 
+from collections.abc import Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from tqdm import tqdm
+
+from src.datasets.decode import DamagedError, read, to_clip
+from src.datasets.source import Audio, Corpus, Recording, digest
+from src.datasets.store import SPLITS, description
+from src.datasets.writer import SplitWriter, check_replaceable, replacing, write_json
 from src.registry import DATASETS, Count, Listed, Natural, Positive
+
+FORMAT = 1
+KEYWORDS = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,19 +30,174 @@ class Data:
     Args:
         source: data source.
         data_dir: folder of the prepared clips.
-        include_dirs: classes to include, in this order.
+        include_dirs: classes to include, in this order; the ten keywords stand for all classes where a source (fsdd,
+            folder) has no such words.
         n_test: number of test clips for attacks and certificates, drawn with the seed.
         sample_rate: Hz; every recording is converted to it.
-        seconds: length of a clip; longer ones are cropped, shorter ones padded with zeros.
+        seconds: length of a clip; longer recordings are cropped to their loudest part, shorter ones padded with zeros.
         strict: stop at the first unreadable file instead of naming and skipping it.
         seed: of every random choice about the data.
     """
 
     source: DATASETS.Name = "synthetic"  # type: ignore[name-defined]
     data_dir: Path = Path("~/data/SPEECH")
-    include_dirs: Listed[str] = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes")
+    include_dirs: Listed[str] = KEYWORDS
     n_test: Count = 1000
     sample_rate: Count = 16000
     seconds: Positive = 1.0
     strict: bool = False
     seed: Natural = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data_dir", Path(self.data_dir).expanduser())
+        if round(self.seconds * self.sample_rate) < 1:
+            raise ValueError(f"seconds = {self.seconds:g} is less than a sample at {self.sample_rate} Hz")
+
+
+def prepare(data: Data, options: Mapping[str, Any], workers: int = 2) -> tuple[dict[str, Any], bool]:
+    """Prepare the store at `data.data_dir`, unless the same one is there.
+
+    Args:
+        data: the section [DATA].
+        options: the keys of the source's own sub-section.
+        workers: threads that decode; the result does not depend on it.
+
+    Returns:
+        (the facts in dataset.json, whether anything was done).
+
+    Raises:
+        ValueError: an unknown class, an empty split, a damaged archive, or (strict) a damaged recording.
+        OSError: a missing source, or nothing can be written; an older store stays as it was.
+    """
+    check_replaceable(data.data_dir)
+    corpus: Corpus = DATASETS[data.source](
+        include=data.include_dirs,
+        default=KEYWORDS,
+        sample_rate=data.sample_rate,
+        seconds=data.seconds,
+        seed=data.seed,
+        **options,
+    )
+    settings = {
+        "format": FORMAT,
+        "source": data.source,
+        "options": {name: str(value) for name, value in options.items() if name != "source_dir"},
+        "classes": list(corpus.classes),
+        "sample_rate": data.sample_rate,
+        "seconds": data.seconds,
+        "seed": data.seed,
+        "stamp": corpus.stamp,
+    }
+    fingerprint = digest([settings])
+    facts = _prepared(data.data_dir, fingerprint)
+    if facts:
+        if data.strict and facts["skipped"]:
+            raise ValueError(f"{_named(facts['skipped'][0])} (strict = yes)")
+        return facts, False
+    _check_splits({split: sum(r.split == split for r in corpus.recordings) for split in SPLITS}, data.source)
+    with replacing(data.data_dir) as folder:
+        counts, skipped = _write(folder, corpus, data, workers)
+        _check_splits({split: sum(counts[split].values()) for split in SPLITS}, data.source)
+        facts = {
+            "classes": list(corpus.classes),
+            "sample_rate": data.sample_rate,
+            "seconds": data.seconds,
+            "source": data.source,
+            "synthetic": corpus.synthetic,
+            "counts": counts,
+            "skipped": skipped,
+            "settings": settings,
+            "fingerprint": fingerprint,
+        }
+        write_json(folder / "dataset.json", facts)
+    return facts, True
+
+
+def _prepared(data_dir: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The facts of a whole store with these settings, if it is there."""
+    try:
+        facts = description(data_dir)
+        whole = all((data_dir / f"{split}{ending}").is_file() for split in SPLITS for ending in (".npy", ".json"))
+        return facts if whole and facts["fingerprint"] == fingerprint else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _named(skipped: Mapping[str, str]) -> str:
+    return f"{skipped['id']}: {skipped['reason']}"
+
+
+def _check_splits(counts: Mapping[str, int], source: str) -> None:
+    for split, n in counts.items():
+        if not n:
+            raise ValueError(f"{source}: the split '{split}' is empty (clips: {counts})")
+
+
+def _write(
+    folder: Path, corpus: Corpus, data: Data, workers: int
+) -> tuple[dict[str, dict[str, int]], list[dict[str, str]]]:
+    """All splits. Returns the counts per split and class, and what was skipped and why."""
+    recordings, n_samples = corpus.recordings, round(data.seconds * data.sample_rate)
+    label_of = {name: i for i, name in enumerate(corpus.classes)}
+    counts = {split: dict.fromkeys(corpus.classes, 0) for split in SPLITS}
+    rows, sizes = [], dict.fromkeys(SPLITS, 0)
+    for recording in recordings:
+        rows.append(sizes[recording.split])
+        sizes[recording.split] += 1
+    skipped: dict[int, dict[str, str]] = {}
+    writers = {split: SplitWriter(folder, split, n_samples) for split in SPLITS}
+    done = set()
+    try:
+        with closing(_clips(corpus, data.sample_rate, n_samples, workers)) as clips:
+            for position, clip in tqdm(clips, desc="preparing", total=len(recordings), unit="clip"):
+                recording = recordings[position]
+                done.add(position)
+                if isinstance(clip, DamagedError):
+                    skipped[position] = {"id": recording.id, "reason": str(clip)}
+                    if data.strict:
+                        raise ValueError(f"{_named(skipped[position])} (strict = yes)")
+                    continue
+                samples, length = clip
+                counts[recording.split][recording.label] += 1
+                writers[recording.split].put(
+                    rows[position],
+                    samples,
+                    clip=recording.id,
+                    label=label_of[recording.label],
+                    length=length,
+                    speaker=recording.speaker,
+                )
+        assert len(done) == len(recordings), "the source did not hand out every recording"
+        for writer in writers.values():
+            writer.finish()
+    finally:
+        for writer in writers.values():
+            writer.abandon()
+    return counts, [skipped[position] for position in sorted(skipped)]
+
+
+def _clips(
+    corpus: Corpus, sample_rate: int, n_samples: int, workers: int
+) -> Generator[tuple[int, tuple[np.ndarray, int] | DamagedError]]:
+    """(position, clip or why there is none), a bounded number of recordings in memory at a time. Threads suffice:
+    libsndfile and soxr work without the interpreter's lock."""
+
+    def convert(recording: Recording, audio: Audio) -> tuple[np.ndarray, int] | DamagedError:
+        try:
+            return to_clip(read(audio, recording.part), sample_rate, n_samples)
+        except DamagedError as damage:
+            return damage
+
+    source = iter(corpus.audio(corpus.recordings))
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: list[tuple[int, Future[tuple[np.ndarray, int] | DamagedError]]] = []
+        try:
+            while batch := list(islice(source, 8 * workers)):
+                waiting += [(i, pool.submit(convert, corpus.recordings[i], audio)) for i, audio in batch]
+                while len(waiting) > 8 * workers:
+                    position, future = waiting.pop(0)
+                    yield position, future.result()
+            for position, future in waiting:
+                yield position, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)

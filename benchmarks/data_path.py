@@ -1,0 +1,187 @@
+"""Benchmark (a): clips per second from disk to model input, and for a whole training epoch, against a loader in the
+manner of the seed: every file loaded and turned into a mel spectrogram by librosa, every time it is needed.
+
+Both sides use one thread, the same clips, the same front-end parameters and a warm disk cache, and their features are
+compared first. Ours twice: features computed from the store, and features cached in it (no random change to the
+waveform, as in the seed's training)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import librosa
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor, nn
+
+from src.datasets.features import cached_features
+from src.datasets.prepare import Data, prepare
+from src.datasets.store import load
+from src.registry import FRONTENDS
+
+SAMPLE_RATE, BATCH = 16000, 64
+
+
+def librosa_log_mel(path: str) -> np.ndarray:
+    x, _ = librosa.load(path, sr=SAMPLE_RATE)
+    x = librosa.util.fix_length(x, size=SAMPLE_RATE)
+    mel = librosa.feature.melspectrogram(
+        y=x, sr=SAMPLE_RATE, n_fft=512, win_length=480, hop_length=160, n_mels=40, pad_mode="constant"
+    )
+    return np.log(mel + 1e-6)
+
+
+def librosa_linear_mel(path: str) -> np.ndarray:
+    x, _ = librosa.load(path, sr=SAMPLE_RATE)
+    x = librosa.util.fix_length(x, size=2 * SAMPLE_RATE)
+    return (
+        librosa.feature.melspectrogram(y=x, sr=SAMPLE_RATE, n_fft=2048, hop_length=100, n_mels=128, pad_mode="constant")
+        / 3569
+    )
+
+
+PEERS: dict[str, Callable[[str], np.ndarray]] = {"log_mel": librosa_log_mel, "linear_mel": librosa_linear_mel}
+
+
+def small_net(classes: int) -> nn.Module:
+    """A keyword spotter of some 10 k parameters, so that an epoch is not all convolution."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 5, stride=4, padding=2),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, classes),
+    )
+
+
+def recordings(data_dir: Path | None, folder: Path, per_class: int) -> None:
+    """Link (or, without recordings, make up) `per_class` wavs of each class below `folder`."""
+    if data_dir and (data_dir / "speech_commands").is_dir():
+        data_dir = data_dir / "speech_commands"
+    rng = np.random.default_rng(0)
+    words = sorted(p for p in data_dir.iterdir() if p.is_dir() and p.name.isalpha()) if data_dir else []
+    for word in words or [Path("a"), Path("b")]:
+        (folder / word.name).mkdir(parents=True)
+        for i in range(per_class):
+            file = folder / word.name / f"{i}.wav"
+            if words:
+                file.symlink_to(sorted(word.glob("*.wav"))[i].resolve())
+            else:
+                soundfile.write(file, 0.1 * rng.standard_normal(SAMPLE_RATE), SAMPLE_RATE)
+
+
+def seconds(work: Callable[[], Any], repeats: int) -> float:
+    """Median time of `work`, after one call that warms caches."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def train_on(batches: Callable[[], Any], classes: int) -> Callable[[], None]:
+    """One epoch of a small net over (features, labels) batches."""
+    torch.manual_seed(0)
+    model = small_net(classes)
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def epoch() -> None:
+        for x, y in batches():
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[:, None]), y).backward()
+            optimizer.step()
+
+    return epoch
+
+
+def measure(front_end: str, files: Path, store: Path, repeats: int) -> list[dict[str, Any]]:
+    """The rows of one front end."""
+    clips = load(store, "train")
+    head = nn.Sequential(*FRONTENDS[front_end](sample_rate=SAMPLE_RATE, n_samples=clips.n_samples)).eval()
+    peer, paths = PEERS[front_end], [str(files / name) for name in clips.ids]
+    order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(0)).split(BATCH)
+    cache = cached_features(store, "train", head, front_end)
+
+    def computed() -> Any:
+        for index in order:
+            with torch.no_grad():
+                features = head(clips.waveforms(index))
+            yield features, clips.labels[index]
+
+    def cached() -> Any:
+        for index in order:
+            yield torch.from_numpy(cache[index.numpy()]), clips.labels[index]
+
+    def by_librosa() -> Any:
+        for index in order:
+            yield torch.from_numpy(np.stack([peer(paths[i]) for i in index.tolist()])).float(), clips.labels[index]
+
+    first: list[Tensor] = [next(side())[0] for side in (computed, cached, by_librosa)]
+    assert torch.equal(first[0], first[1]) or torch.allclose(first[0], first[1], rtol=1e-5, atol=1e-7)
+    error = float((first[0] - first[2]).abs().max() / first[2].abs().max())
+    assert error < 1e-3, f"the two sides compute different features ({error:g})"
+
+    n, classes = len(clips), len(clips.classes)
+    theirs = n / seconds(lambda: list(by_librosa()), repeats)
+    their_epoch = seconds(train_on(by_librosa, classes), repeats)
+    rows = []
+    for name, side in (("cached in the store", cached), ("computed from the store", computed)):
+        ours = n / seconds(lambda side=side: list(side()), repeats)  # type: ignore[misc]
+        epoch = seconds(train_on(side, classes), repeats)
+        what = f"{front_end}, {name}"
+        rows += [
+            row(f"disk to {what}", ours, theirs, "clips/s", ours / theirs),
+            row(f"training epoch, {what}", epoch, their_epoch, f"s per {n} clips", their_epoch / epoch),
+        ]
+    return rows
+
+
+def row(what: str, ours: float, peer: float, unit: str, ratio: float) -> dict[str, Any]:
+    return {"benchmark": "data path", "what": what, "ours": ours, "peer": peer, "unit": unit, "ratio": ratio}
+
+
+def run(data_dir: Path | None, repeats: int, per_class: int = 26) -> list[dict[str, Any]]:
+    """The rows of this benchmark.
+
+    Args:
+        data_dir: folder of recordings, one folder per class (or one that holds `speech_commands`); None makes noise up.
+        repeats: measurements of each number; the median is reported.
+        per_class: recordings per class.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            files, store = Path(scratch, "files"), Path(scratch, "store")
+            recordings(data_dir, files, per_class)
+            prepare(Data(source="folder", data_dir=store), {"source_dir": files})
+            return [r for front_end in PEERS for r in measure(front_end, files, store, repeats)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    shared = Path(__file__).resolve().parents[2] / "shared" / "data"
+    parser.add_argument("--data-dir", type=Path, default=shared if shared.is_dir() else None)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for line in run(args.data_dir, args.repeats):
+        print(f"{line['what']:50} {line['ours']:10.4g} {line['peer']:10.4g} {line['unit']:20} {line['ratio']:8.1f}x")

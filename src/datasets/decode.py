@@ -1,0 +1,87 @@
+"""One recording of any format, rate and channel count -> one clip of 16-bit samples."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+from src.datasets.source import Audio, Sound
+from src.datasets.store import to_int16
+
+
+class DamagedError(ValueError):
+    """A recording that cannot be used; the message says why."""
+
+
+def read(audio: Audio, part: tuple[int, int] | None = None) -> Sound:
+    """Decode a file, its content, or a part (first frame, frames) of it.
+
+    Raises:
+        DamagedError: unreadable, truncated, empty, or with samples that are no numbers.
+    """
+    if isinstance(audio, Sound):
+        sound = audio
+    else:
+        try:
+            _check_whole(audio)
+            with soundfile.SoundFile(io.BytesIO(audio) if isinstance(audio, bytes) else audio) as file:
+                if part:
+                    file.seek(part[0])
+                samples = file.read(part[1] if part else -1, dtype="float32", always_2d=True)
+                if not part and len(samples) < file.frames:
+                    raise DamagedError(f"truncated: {len(samples)} of {file.frames} samples")
+                sound = Sound(samples, file.samplerate)
+        except DamagedError:
+            raise
+        except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
+            raise DamagedError(f"unreadable ({' '.join(str(error).split(':')[-1].split())})") from None
+    if not sound.samples.size:
+        raise DamagedError("empty (no samples)")
+    if not np.isfinite(sound.samples).all():
+        raise DamagedError("NaN or infinite samples")
+    return sound
+
+
+def _check_whole(audio: Path | bytes) -> None:
+    """libsndfile reads a truncated wav without a word; its header tells the length it should have."""
+    if isinstance(audio, bytes):
+        head, size = audio[:8], len(audio)
+    else:
+        with audio.open("rb") as file:
+            head, size = file.read(8), audio.stat().st_size
+    if not size:
+        raise DamagedError("empty (no bytes)")
+    promised = int.from_bytes(head[4:8], "little") + 8
+    streamed = promised in (8, 0xFFFFFFFF + 8, 0x7FFFFFFF + 8)  # written to a pipe, length never filled in
+    if head[:4] == b"RIFF" and not streamed and size < promised - 1:  # some writers count a missing pad byte
+        raise DamagedError(f"truncated: {size} of {promised} bytes")
+
+
+def loudest(x: np.ndarray, n: int) -> np.ndarray:
+    """The n samples in a row that hold the most energy; the earliest where several do.
+
+    >>> loudest(np.array([0.0, 0, 1, 2, 0]), 2)
+    array([1., 2.])
+    """
+    energy = np.concatenate([[0.0], np.cumsum(np.square(x, dtype=np.float64))])
+    start = int(np.argmax(energy[n:] - energy[:-n]))
+    return x[start : start + n]
+
+
+def to_clip(sound: Sound, sample_rate: int, n_samples: int) -> tuple[np.ndarray, int]:
+    """(int16 [n_samples], samples before the padding): channels averaged, resampled by soxr, cropped to the loudest
+    part or padded with zeros at the end. A mono 16-bit recording of the right rate and length passes bit by bit."""
+    x = sound.samples[:, 0] if sound.samples.shape[1] == 1 else sound.samples.mean(1)
+    if sound.sample_rate != sample_rate:
+        x = soxr.resample(x, sound.sample_rate, sample_rate)
+        if not len(x):
+            raise DamagedError("empty at the new sample rate")
+    x = loudest(x, n_samples) if len(x) > n_samples else x
+    clip: np.ndarray[Any, np.dtype[np.int16]] = np.zeros(n_samples, np.int16)
+    clip[: len(x)] = to_int16(x)
+    return clip, len(x)

@@ -1,0 +1,80 @@
+"""Fetch a published archive: resumable, checked against its published SHA-256, extracted through the data filter."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+import zlib
+from pathlib import Path
+
+from tqdm import tqdm
+
+BLOCK = 1 << 18
+
+
+def fetch(url: str, path: Path, sha256: str) -> None:
+    """Download `url` to `path`; what an interrupted run left in `path`.part is gone on with (HTTP Range).
+
+    Raises:
+        OSError: the server cannot be reached or breaks off; what has come so far is kept.
+        ValueError: the content is not the published one; it is deleted.
+    """
+    if path.is_file() and checksum(path) == sha256:
+        return
+    part = path.with_name(f"{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    start = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            resumed = answer.status == 206
+            size = int(answer.headers.get("Content-Length") or 0) + (start if resumed else 0)
+            with (
+                part.open("ab" if resumed else "wb") as file,
+                tqdm(total=size or None, initial=file.tell(), unit="B", unit_scale=True, desc=path.name) as bar,
+            ):
+                while block := answer.read(BLOCK):
+                    file.write(block)
+                    bar.update(len(block))
+        if part.stat().st_size < size:
+            raise ConnectionError("the connection broke off")
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # 416: nothing is left to fetch
+            raise OSError(f"{url}: {error}; run the command again to go on") from None
+    except OSError as error:
+        raise OSError(f"{url}: {getattr(error, 'reason', error)}; run the command again to go on") from None
+    found = checksum(part)
+    if found != sha256:
+        part.unlink()
+        raise ValueError(f"{url}: SHA-256 is {found}, published {sha256}; the download was deleted")
+    os.replace(part, path)
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def extract(archive: Path, folder: Path) -> None:
+    """Extract a tar archive to a new folder, which appears whole or not at all.
+
+    Raises:
+        ValueError: a damaged archive, or a member that leads outside.
+    """
+    temporary = folder.with_name(f".{folder.name}.extracting")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with tarfile.open(archive) as file:
+            file.extractall(temporary, filter="data")
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise ValueError(f"{archive}: refused or damaged ({error})") from None
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    os.replace(temporary, folder)

@@ -1,0 +1,59 @@
+"""Free Spoken Digit Dataset (Jackson 2016, github.com/Jakobovski/free-spoken-digit-dataset)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from src.datasets.source import Corpus, Recording, pick
+from src.datasets.splits import by_class, check_shares, seeded_split
+from src.datasets.tree import open_tree
+from src.registry import DATASETS, Fraction
+
+
+@DATASETS.register("fsdd")
+def fsdd(
+    *,
+    include: tuple[str, ...],
+    default: tuple[str, ...],
+    sample_rate: int,
+    seconds: float,
+    seed: int,
+    source_dir: Path = Path("data/raw/fsdd"),
+    label: Literal["digit", "speaker"] = "digit",
+    validation: Fraction = 0.1,
+) -> Corpus:
+    """The spoken digits: takes 0 to 4 of every digit and speaker test (the data set's rule), the others train.
+
+    include_dirs names digits (or speakers, with label = speaker); left at the ten keywords it means all of them.
+
+    Args:
+        source_dir: folder (or archive) of the data set, or its `recordings`.
+        label: what to recognize: digit or speaker.
+        validation: share of the training takes that validates, drawn with the seed.
+    """
+    check_shares(validation, 0)
+    tree = open_tree(source_dir)
+    labels, speakers, takes = {}, {}, {}
+    for name in tree.names:
+        found = re.fullmatch(r"(?:recordings/)?(\d)_(\w+)_(\d+)\.wav", name)
+        if found:
+            labels[name] = found[1] if label == "digit" else found[2]
+            speakers[name], takes[name] = found[2], int(found[3])
+    if not labels:
+        raise ValueError(f"{source_dir}: no recordings/<digit>_<speaker>_<take>.wav here; is it the spoken digits?")
+    classes = pick(None if include == default else include, sorted(set(labels.values())), label)
+    labels = {name: value for name, value in labels.items() if value in classes}
+    # A speaker is in every split by the data set's rule, so takes are drawn, the same share of every digit and speaker.
+    training = {name: name.rsplit("_", 1)[0] for name in labels if takes[name] > 4}
+    drawn = seeded_split(training, {}, validation, 0, seed)
+    return Corpus(
+        tree.stamp,
+        classes,
+        tuple(
+            Recording(name, labels[name], drawn.get(name, "test"), speakers[name])
+            for name in by_class(list(labels), labels, classes)
+        ),
+        tree.audio,
+    )

@@ -1,0 +1,91 @@
+"""What a data source is: a plan of recordings, known before anything is decoded, and the audio of each when asked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from src.registry import choose
+
+
+class Sound(NamedTuple):
+    """Decoded audio: float32 [frames, channels] and its rate in Hz."""
+
+    samples: np.ndarray
+    sample_rate: int
+
+
+Audio = Path | bytes | Sound
+"""A file, a file's content, or samples."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One clip to be.
+
+    Attributes:
+        id: unique name, usually the path inside the corpus.
+        label: class name.
+        split: train, validation or test.
+        speaker: who speaks, or "" where nobody knows.
+        part: (first frame, frames) of the file `file`; None for all of it.
+        file: path inside the corpus where it is not the id.
+    """
+
+    id: str
+    label: str
+    split: str
+    speaker: str = ""
+    part: tuple[int, int] | None = None
+    file: str = ""
+
+    @property
+    def path(self) -> str:
+        return self.file or self.id
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A data source that has been looked over but not decoded; every loader returns one.
+
+    Attributes:
+        stamp: changes when the recordings change.
+        classes: the class names, in the order of the labels.
+        recordings: the plan, in the order of the store.
+        audio: recordings -> (position, audio) of each, in any order; read once, from beginning to end.
+        synthetic: whether the speech is synthetic.
+    """
+
+    stamp: str
+    classes: tuple[str, ...]
+    recordings: tuple[Recording, ...]
+    audio: Callable[[Sequence[Recording]], Iterator[tuple[int, Audio]]]
+    synthetic: bool = False
+
+
+def digest(parts: Iterable[object]) -> str:
+    """Sixteen hex digits of anything printable, in order."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(f"{part}\0".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()[:16]
+
+
+def pick(include: Sequence[str] | None, there: Sequence[str], what: str) -> tuple[str, ...]:
+    """The classes to take, in order: those asked for, or all there are where nobody chose (None).
+
+    Raises:
+        ValueError: an unknown class, with the nearest match; or a class named twice.
+    """
+    if include is None:
+        return tuple(there)
+    for name in include:
+        choose(name, there, what)
+    if len(set(include)) != len(include):
+        raise ValueError(f"include_dirs names a class twice: {', '.join(include)}")
+    return tuple(include)

@@ -1,0 +1,133 @@
+"""Speech Commands (Warden 2018, arXiv:1804.03209): one-second recordings of single words by thousands of speakers."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import soundfile
+
+from src.datasets.download import extract, fetch
+from src.datasets.source import Corpus, Recording, pick
+from src.datasets.splits import by_class, hash_split
+from src.datasets.store import SPLITS
+from src.datasets.tree import Archive, Folder, open_tree
+from src.registry import DATASETS
+from src.streams import derive_seed
+
+URL = "http://download.tensorflow.org/data/speech_commands_v{version}.tar.gz"
+SHA256 = {
+    "0.01": "743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d",
+    "0.02": "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
+}
+NOISE, UNKNOWN, SILENCE = "_background_noise_", "_unknown_", "_silence_"
+NOISE_PARTS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
+
+
+@DATASETS.register("speech_commands")
+def speech_commands(
+    *,
+    include: tuple[str, ...],
+    default: tuple[str, ...],
+    sample_rate: int,
+    seconds: float,
+    seed: int,
+    source_dir: Path = Path("data/raw/speech_commands"),
+    version: Literal["none", "0.01", "0.02"] = "none",
+) -> Corpus:
+    """Google's Speech Commands: a folder in the original layout, or the .tar.gz itself, read without extraction.
+
+    Its validation_list.txt and testing_list.txt split it; without them the published hash of the speaker does.
+    include_dirs may name `_unknown_` (the folder of that name, or else as many clips of the words left out as a listed
+    word has) and `_silence_` (the folder, or else as many seeded cuts from `_background_noise_`, its first 80 % for
+    training, the next 10 % for validation, the rest for testing).
+
+    Args:
+        source_dir: the folder or archive; with a version, where that version is downloaded to.
+        version: 0.01 or 0.02 is downloaded on request (about 1.5 and 2.3 GB) unless source_dir is there already.
+    """
+    source_dir = source_dir.expanduser()
+    if version != "none" and not source_dir.exists():
+        archive = source_dir.with_name(f"speech_commands_v{version}.tar.gz")
+        fetch(URL.format(version=version), archive, SHA256[version])
+        extract(archive, source_dir)
+        archive.unlink()
+    tree = open_tree(source_dir)
+    lists = _lists(tree)
+    words: dict[str, list[str]] = defaultdict(list)
+    for name in tree.names:
+        word, _, file = name.partition("/")
+        if file.endswith(".wav") and "/" not in file and not file.startswith("."):
+            words[word].append(name)
+    if not words:
+        raise ValueError(f"{source_dir}: no <word>/<file>.wav here; is it Speech Commands?")
+    there = sorted(set(words) - {NOISE})
+    special = ([UNKNOWN] if there else []) + ([SILENCE] if NOISE in words else [])
+    classes = pick(include, [*there, *(name for name in special if name not in there)], "word")
+    labels, split_of = {}, {}
+    for word in classes:
+        named = any(name in lists for name in words.get(word, ()))
+        for name in words.get(word, ()):
+            labels[name] = word
+            # A folder that the lists leave out altogether is split by the hash as well.
+            split_of[name] = lists.get(name, "train") if named else hash_split(name)
+    counts = Counter(split_of[name] for name, word in labels.items() if word not in (UNKNOWN, SILENCE))
+    each = {split: round(counts[split] / max(1, len(set(classes) - {UNKNOWN, SILENCE}))) for split in SPLITS}
+    if UNKNOWN in classes and UNKNOWN not in words:
+        others = [name for word in there if word not in classes and word != SILENCE for name in words[word]]
+        if not others:
+            raise ValueError(f"{source_dir}: no word is left for {UNKNOWN}")
+        taken = dict.fromkeys(SPLITS, 0)
+        for name in sorted(others, key=lambda name: derive_seed(seed, name, UNKNOWN)):
+            split = (lists.get(name, "train")) if lists else hash_split(name)
+            if taken[split] < each[split]:
+                taken[split] += 1
+                labels[name], split_of[name] = UNKNOWN, split
+    recordings = [
+        Recording(name, labels[name], split_of[name], _speaker(name))
+        for name in by_class(list(labels), labels, classes)
+    ]
+    if SILENCE in classes and SILENCE not in words:
+        recordings += _silence(tree, words[NOISE], each, seconds, seed)
+    return Corpus(tree.stamp, classes, tuple(recordings), tree.audio)
+
+
+def _lists(tree: Folder | Archive) -> dict[str, str]:
+    """File -> split, from the two lists where they are."""
+    found = {}
+    for split, name in (("validation", "validation_list.txt"), ("test", "testing_list.txt")):
+        if name in tree.names:
+            for line in tree.content(name).decode("utf-8").split():
+                found[line] = split
+    return found
+
+
+def _speaker(name: str) -> str:
+    """`yes/0a7c2a8d_nohash_0.wav`, and `bed_0a7c2a8d_nohash_0.wav` of the test set's _unknown_ -> 0a7c2a8d."""
+    head, found, _ = name.rsplit("/", 1)[-1].partition("_nohash_")
+    return head.rsplit("_", 1)[-1] if found else ""
+
+
+def _silence(
+    tree: Folder | Archive, files: list[str], each: dict[str, int], seconds: float, seed: int
+) -> list[Recording]:
+    """Seeded cuts of `seconds` from the background noise, in turn from every file."""
+    out = []
+    for split, (first, last) in NOISE_PARTS.items():
+        for i in range(each[split]):
+            file = files[i % len(files)]
+            try:
+                facts = soundfile.info(io.BytesIO(tree.content(file)))
+            except RuntimeError:
+                raise ValueError(f"{file}: unreadable background noise") from None
+            length = round(seconds * facts.samplerate)
+            low, high = round(first * facts.frames), round(last * facts.frames) - length
+            if high < low:
+                raise ValueError(f"{file}: too short to cut {seconds:g} s of silence for the split '{split}' from it")
+            start = int(np.random.default_rng(derive_seed(seed, split, i, SILENCE)).integers(low, high + 1))
+            name = f"{SILENCE}/{split}_{i}_{Path(file).stem}_{start}"
+            out.append(Recording(name, SILENCE, split, part=(start, length), file=file))
+    return out

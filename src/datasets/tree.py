@@ -1,0 +1,116 @@
+"""The files of a corpus, in a folder or inside a tar archive that is read as it lies, without extraction."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from src.datasets.source import Audio, Recording, digest
+
+
+class Folder:
+    """Every file below a folder.
+
+    Attributes:
+        names: relative paths with forward slashes, sorted.
+        stamp: changes when a file is added, removed, resized or touched.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        found = {}
+        for folder, _, files in os.walk(root, followlinks=True):
+            for file in files:
+                path = Path(folder, file)
+                try:
+                    facts = path.stat()
+                except OSError:
+                    continue  # a dangling link
+                found[path.relative_to(root).as_posix()] = (facts.st_size, facts.st_mtime_ns)
+        self.names = sorted(found)
+        self.stamp = digest(f"{name} {found[name]}" for name in self.names)
+
+    def content(self, name: str) -> bytes:
+        """One small file."""
+        return (self.root / name).read_bytes()
+
+    def audio(self, recordings: Sequence[Recording]) -> Iterator[tuple[int, Audio]]:
+        for position, recording in enumerate(recordings):
+            yield position, self.root / recording.path
+
+
+class Archive:
+    """Every regular file of a tar archive (plain, gz, bz2, xz). A first pass lists it and keeps the text files and the
+    background noise; a second one hands out the recordings in the order of the archive. Nothing touches the disk.
+
+    Raises:
+        ValueError: damaged, or a member whose path leads outside.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.kept: dict[str, bytes] = {}
+        members: dict[str, str] = {}
+        for file, member in self._members():
+            name = safe_name(member.name, path)
+            members[name] = member.name
+            if name.endswith("_list.txt") or "_background_noise_/" in name:
+                self.kept[name] = file.extractfile(member).read()  # type: ignore[union-attr]
+        tops = {name.split("/")[0] for name in members}
+        # An archive of the folder instead of its content: everything below one more level.
+        self.prefix = f"{tops.pop()}/" if len(tops) == 1 and any(name.count("/") > 1 for name in members) else ""
+        self.names = sorted(name.removeprefix(self.prefix) for name in members)
+        facts = path.stat()
+        self.stamp = digest([facts.st_size, facts.st_mtime_ns])
+
+    def _members(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+        try:
+            with tarfile.open(self.path, "r|*") as file:
+                for member in file:
+                    safe_name(member.name, self.path)
+                    if member.isfile():
+                        yield file, member
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            raise ValueError(f"{self.path}: not a tar archive, or damaged ({error})") from None
+
+    def content(self, name: str) -> bytes:
+        """One file that the first pass kept."""
+        return self.kept[self.prefix + name]
+
+    def audio(self, recordings: Sequence[Recording]) -> Iterator[tuple[int, Audio]]:
+        wanted = defaultdict(list)
+        for position, recording in enumerate(recordings):
+            wanted[self.prefix + recording.path].append(position)
+        for file, member in self._members():
+            positions = wanted.pop(safe_name(member.name, self.path), ())
+            if positions:
+                content = file.extractfile(member).read()  # type: ignore[union-attr]
+                for position in positions:
+                    yield position, content
+
+
+def safe_name(name: str, archive: Path) -> str:
+    """A member's path without a leading ./; refused where it leads outside."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{archive}: refused, its member '{name}' leads outside the archive")
+    return path.as_posix()
+
+
+def open_tree(path: Path) -> Folder | Archive:
+    """The files of a folder or of a tar archive.
+
+    Raises:
+        FileNotFoundError: no such folder or archive.
+        ValueError: an archive that is damaged or unsafe.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        return Folder(path)
+    if path.is_file():
+        return Archive(path)
+    raise FileNotFoundError(f"{path}: no such folder or archive (source_dir of the data source)")
