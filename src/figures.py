@@ -43,3 +43,23 @@ def curves(
     if series:
         axes.legend()
     save(figure, path)
+
+
+def certified(
+    path: Path,
+    radii: Sequence[float],
+    accuracy: dict[str, Sequence[float]],
+    *,
+    best: Sequence[float],
+    x_label: str,
+    title: str,
+) -> None:
+    """Certified accuracy against radius, one step curve per noise level, and their upper envelope."""
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    axes.plot(radii, best, color="0.8", linewidth=6, label="best sigma at each radius")
+    for name, values in accuracy.items():
+        axes.plot(radii, values, drawstyle="steps-pre", label=name)
+    axes.set(xlabel=x_label, ylabel="certified accuracy", title=title, ylim=(-0.02, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save(figure, path)

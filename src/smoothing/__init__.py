@@ -1,0 +1,26 @@
+"""Certified robustness by randomized smoothing: bounds on probabilities, the smoothed classifier, shaped noise, gain
+and time shift, and what the rows of a run amount to."""
+
+from src.smoothing.bounds import BettingTest, lower_bound, round_down
+from src.smoothing.certifier import UNITS, Certifier, spectrum, statements
+from src.smoothing.noise import ShapedNoise
+from src.smoothing.settings import Certify
+from src.smoothing.smooth import ABSTAIN, Certificate, Smooth, tune
+from src.smoothing.summary import FIELDS
+
+__all__ = [
+    "ABSTAIN",
+    "FIELDS",
+    "UNITS",
+    "BettingTest",
+    "Certificate",
+    "Certifier",
+    "Certify",
+    "ShapedNoise",
+    "Smooth",
+    "lower_bound",
+    "round_down",
+    "spectrum",
+    "statements",
+    "tune",
+]

@@ -1,0 +1,99 @@
+"""How surely a class wins: lower confidence bounds on the probability p of a class from k hits in n noise draws.
+
+Clopper-Pearson serves a number of draws fixed beforehand (Cohen, Rosenfeld and Kolter 2019). The betting test (Voracek
+2024) may be looked at after every draw and stopped at any time, for all radii at once. Its wealth against "the
+probability is p" is the Beta(1/2, 1/2) mixture likelihood ratio; at the true p it is a martingale of mean 1, so by
+Ville's inequality it ever reaches 1 / alpha with probability at most alpha."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from decimal import ROUND_DOWN, Context, Decimal
+from typing import Any
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import betaln
+from scipy.stats import beta, norm
+
+TOLERANCE = 1e-9
+"""Absolute error allowed to the root finder, given away so that it never enlarges a radius."""
+
+
+def lower_bound(k: int, n: int, alpha: float) -> float:
+    """One-sided Clopper-Pearson: p is below this with probability at most alpha.
+
+    >>> lower_bound(1000, 1000, 0.001) == 0.001 ** (1 / 1000)
+    True
+    """
+    if not 0 <= k <= n or n < 1:
+        raise ValueError(f"need 0 <= k <= n and n >= 1, got k = {k}, n = {n}")
+    if k == n:
+        return alpha ** (1 / n)  # the Beta(n, 1) quantile in closed form
+    return float(beta.ppf(alpha, k, n - k + 1)) if k else 0.0
+
+
+def round_down(radius: float, digits: int = 6) -> float:
+    """The radius with so many significant digits, never above it: what is printed must be certified too.
+
+    >>> round_down(0.12345678)
+    0.123456
+    """
+    return float(Context(prec=digits, rounding=ROUND_DOWN).create_decimal(Decimal(radius)))
+
+
+def log_wealth(k: Any, n: Any, z: Any) -> Any:
+    """Logarithm of the wealth against p = Phi(z) after k hits in n draws; arrays broadcast.
+
+    Works from z and not from p because radii far out have a p that float64 rounds to 1.
+    """
+    return betaln(k + 0.5, n - k + 0.5) - betaln(0.5, 0.5) - k * norm.logcdf(z) - (n - k) * norm.logsf(z)
+
+
+class BettingTest:
+    """Decides for each target z whether p >= Phi(z), draw by draw.
+
+    Args:
+        targets: the z = radius / sigma to decide, >= 0.
+        n: most draws that will be made.
+        alpha: probability that anything this test ever claims about p is wrong.
+    """
+
+    def __init__(self, targets: Sequence[float], n: int, alpha: float):
+        self.z, self.limit, self.threshold = np.asarray(targets, dtype=np.float64), n, -math.log(alpha)
+        self.p = norm.cdf(self.z)
+        self.k = self.n = 0
+        self.won = np.zeros(len(self.z), dtype=bool)
+        self.lost = np.zeros(len(self.z), dtype=bool)
+
+    def observe(self, hits: np.ndarray) -> bool:
+        """Take draws (bool [m], True = the class) one after the other until all targets are decided or the draws are
+        used up; later draws of the call are ignored, so it does not matter how draws are batched.
+
+        Returns:
+            whether every target is decided.
+        """
+        k = (self.k + np.cumsum(hits))[:, None]
+        n = (self.n + np.arange(1, len(hits) + 1))[:, None]
+        crossed = log_wealth(k, n, self.z) >= self.threshold
+        above = k > n * self.p
+        # Only hits from here on, and still not won: giving up is always sound. With hits alone the wealth falls and
+        # then rises, so its last value decides.
+        hopeless = log_wealth(k + self.limit - n, self.limit, self.z) < self.threshold
+        won: np.ndarray = np.logical_or.accumulate(crossed & above) | self.won
+        lost: np.ndarray = np.logical_or.accumulate((crossed & ~above) | (hopeless & ~won)) | self.lost
+        decided: np.ndarray = np.all(won | lost, axis=1)
+        last = int(decided.argmax()) if decided.any() else len(hits) - 1
+        self.k, self.n, self.won, self.lost = int(k[last, 0]), int(n[last, 0]), won[last], lost[last]
+        return bool(decided[last])
+
+    def lower_z(self) -> float:
+        """The largest z for which p >= Phi(z) is certain so far, or -inf where not even p >= 1/2 is."""
+        best = max(self.z[self.won], default=-math.inf)
+        if 2 * self.k <= self.n or log_wealth(self.k, self.n, 0.0) < self.threshold:
+            return float(best)
+        # The wealth is at most 1 at k / n and at least 1 / alpha at 1/2: the bound lies between.
+        top = norm.ppf(self.k / self.n) if self.k < self.n else 40.0
+        root = brentq(lambda z: log_wealth(self.k, self.n, z) - self.threshold, 0.0, top, xtol=TOLERANCE / 2)
+        return float(max(best, root - TOLERANCE, 0.0))
