@@ -1,21 +1,25 @@
-# make demo | make test | make check | make bench | make readme; each creates .venv first.
+# make demo | make test | make check | make bench | make readme | make study CONFIG=experiments/x.ini;
+# each creates .venv first, and a second run goes on where the first one stopped.
 PYTHON ?= python3
+CONFIG ?= config.ini
 BIN := .venv/bin
 RUN := $(BIN)/python
 
-.PHONY: demo test check bench readme clean
+.PHONY: demo study test check bench readme clean
 
-demo: .venv/.runtime
-	$(RUN) prepare_dataset.py
-	$(RUN) train_model.py
-	$(RUN) evaluate_model.py
-	$(RUN) attack.py
-	$(RUN) certify.py
+demo: study
 	@echo
 	@echo "models   data/models     one .pt per trained model"
 	@echo "plots    data/plots      training curves, confusion matrices, accuracy against eps, certified accuracy"
 	@echo "tables   data/results    rows.csv, summary tables (.csv, .md), manifest.json"
 	@echo "wavs     data/results/attack/wavs   original, adversarial and perturbation-only; listen to them"
+
+study: .venv/.runtime
+	$(RUN) prepare_dataset.py --config $(CONFIG)
+	$(RUN) train_model.py --config $(CONFIG)
+	$(RUN) evaluate_model.py --config $(CONFIG)
+	$(RUN) attack.py --config $(CONFIG)
+	$(RUN) certify.py --config $(CONFIG)
 
 test: .venv/.dev
 	$(RUN) -m pytest
@@ -38,6 +42,8 @@ readme: .venv/.dev
 
 .venv/.dev: requirements-dev.txt .venv/.runtime
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	# torchattacks declares torchvision, which it does not need here and which has no matching light build.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torchattacks==3.5.1
 	touch $@
 
 clean:

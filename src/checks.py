@@ -1,8 +1,8 @@
 """Signs that an evaluation failed and only looks like robustness.
 
 The known ones: Carlini et al. 2019 ("On evaluating adversarial robustness"), Athalye et al. 2018 (obfuscated
-gradients), Tramer et al. 2020 (adaptive attacks), Pintor et al. 2022 (indicators of attack failure). Each indicator has a value, a
-threshold and a sentence that says what to do; an indicator that was not measured says why."""
+gradients), Tramer et al. 2020 (adaptive attacks), Pintor et al. 2022 (indicators of attack failure). Each indicator has
+a value, a threshold and a sentence that says what to do; an indicator that was not measured says why."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_experiments_are_valid(path: Path) -> None:
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, place: str, said: str) -> None:
-    with pytest.raises(ValueError, match="config.ini") as error:
+    with pytest.raises(ValueError, match=r"config\.ini") as error:
         config.load(write(tmp_path, text))
     assert f"config.ini{place}: " in str(error.value)
     assert said in str(error.value)
@@ -112,7 +112,7 @@ def test_overrides(tmp_path: Path) -> None:
     "text", ["seconds = 1\n", "[DATA]\nseconds = 1\nseconds = 2\n", "[DEFAULT]\nx = 1\n", "[DATA\n", "[DATA]\n[DATA]\n"]
 )
 def test_malformed_files(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ValueError, match="config.ini"):
+    with pytest.raises(ValueError, match=r"config\.ini"):
         config.load(write(tmp_path, text))
 
 
@@ -120,7 +120,7 @@ def test_missing_and_binary_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such config file"):
         config.load(tmp_path / "none.ini")
     (tmp_path / "binary.ini").write_bytes(b"\xff\xfe\x00[DATA]")
-    with pytest.raises(ValueError, match="binary.ini"):
+    with pytest.raises(ValueError, match=r"binary\.ini"):
         config.load(tmp_path / "binary.ini")
 
 
