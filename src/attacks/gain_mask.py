@@ -1,0 +1,80 @@
+"""An attack by gains on the clean spectrogram: x_adv = iSTFT((1 + m) STFT(x)). The loop goes through the inverse and
+the model's own analysis of the result, so what it finds is a real signal, not a spectrogram that no signal has, and
+silence stays silent."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from src.attacks.core import Best, Model, attack, every, finite_budgets, gradient, narrow
+from src.losses import LOSSES, fooled
+from src.registry import Count, Positive
+from src.streams import Streams
+from src.threat import ThreatModel, column, norm_of
+
+
+@attack("gain_mask", kind="budget", norms=("l2", "linf"))
+def gain_mask(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    generator: Streams,
+    targeted: bool,
+    n_fft: Count = 512,
+    hop_length: Count = 128,
+    max_gain_db: Positive = 12.0,
+    steps: Count = 40,
+    step: Positive = 0.1,
+    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+    early_exit: bool = True,
+) -> Tensor:
+    """PGD on the gains of the time-frequency bins of a waveform.
+
+    The result depends on the gains linearly, so a budget of the waveform is met by scaling them.
+
+    Args:
+        n_fft: DFT length, samples.
+        hop_length: samples between frames.
+        max_gain_db: a bin is amplified by at most this, attenuated by at most this.
+        steps: gradient steps.
+        step: largest change of a gain per step, as a factor minus one.
+        loss: what the steps climb.
+        early_exit: an example stops at its first success; otherwise its loss is raised to the end.
+    """
+    if x.dim() != 2:
+        raise ValueError(f"gain_mask needs a waveform, [batch, time]; this input has {x.dim()} axes")
+    window = torch.hann_window(n_fft, dtype=x.dtype, device=x.device)
+    length = x.shape[1]
+    spectrum = torch.stft(x, n_fft, hop_length, window=window, pad_mode="constant", return_complex=True)
+    low, high = 10 ** (-max_gain_db / 20) - 1, 10 ** (max_gain_db / 20) - 1
+    eps, alive, best = finite_budgets(threat, x), torch.arange(len(x), device=x.device), Best(x)
+    mine, gains = best, torch.zeros_like(spectrum.real)
+
+    def change(gains: Tensor, spectrum: Tensor) -> Tensor:
+        return torch.istft(gains * spectrum, n_fft, hop_length, window=window, length=length)
+
+    for iteration in range(steps + 1):
+        x_adv = threat.project(x + change(gains, spectrum), x)
+        grad, value, logits = gradient(model, x_adv, lambda logits, y=y: LOSSES[loss](logits, y, targeted))  # type: ignore[misc]
+        mine.update(x_adv, value, fooled(logits, y, targeted), first=early_exit)
+        if early_exit and iteration % every(x) == 0:
+            keep = (~mine.success).nonzero().flatten()
+            if len(keep) < len(x):  # the examples that are done leave the batch
+                best.put(alive, mine)
+                if not len(keep):
+                    return best.x
+                x, y, eps, alive, gains, grad, spectrum = (t[keep] for t in (x, y, eps, alive, gains, grad, spectrum))
+                model, threat, mine = narrow(model, keep), threat.select(keep), mine.select(keep)
+        leaf = gains.detach().requires_grad_(True)
+        with torch.enable_grad():
+            (grad,) = torch.autograd.grad(change(leaf, spectrum), leaf, threat.masked(grad))
+        gains = (gains + step * grad.sign()).clamp(low, high)
+        size = norm_of(threat.masked(change(gains, spectrum)), threat.norm)
+        gains = gains * column((eps / size.clamp_min(1e-30)).clamp(max=1), gains)
+    best.put(alive, mine)
+    return best.x

@@ -1,0 +1,229 @@
+"""Attacks without gradients: on linear models, where the distance to the boundary is known; and what they may ask."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from src.attacks.decisions import WIDTHS, _colored
+from src.registry import ATTACKS
+from src.streams import Streams
+from src.threat import ThreatModel, norm_of
+
+SCORES = ("square", "nes", "spsa", "siren", "genetic")
+DECISIONS = ("hopskipjump", "boundary")
+ENTRIES = 12
+LIMIT = 1500
+
+
+class Linear:
+    """Logits (s, -s) with s = w x + b, that counts what each example asks. Sums per example, so that the batch cannot
+    change a bit of it."""
+
+    def __init__(self, w: Tensor, b: Tensor, counts: Tensor | None = None, index: Tensor | None = None):
+        self.w, self.b = w, b
+        self.counts = torch.zeros(len(b), dtype=torch.long) if counts is None else counts
+        self.index = torch.arange(len(b)) if index is None else index
+
+    def __call__(self, x: Tensor) -> Tensor:
+        assert len(x) == len(self.index)
+        self.counts[self.index] += 1
+        s = torch.stack([(row * self.w).sum() for row in x.flatten(1)]) + self.b
+        return torch.stack([s, -s], 1)
+
+    def select(self, index: Tensor) -> Linear:
+        return Linear(self.w, self.b[index], self.counts, self.index[index])
+
+
+def problem(
+    shape: tuple[int, ...] = (ENTRIES,), batch: int = 5, distance: float = 0.3
+) -> tuple[Linear, Tensor, Tensor]:
+    """A linear model and inputs of class 0 whose l2 distances to the boundary are near `distance`."""
+    torch.manual_seed(3)
+    x = 0.2 * torch.randn(batch, *shape)
+    w = torch.randn(math.prod(shape))
+    s = distance * w.norm() * torch.linspace(0.8, 1.2, batch)
+    return Linear(w, s - x.flatten(1) @ w), x, torch.zeros(batch, dtype=torch.long)
+
+
+def distances(model: Linear, x: Tensor, norm: str) -> Tensor:
+    s = x.flatten(1) @ model.w + model.b
+    return s / (model.w.norm() if norm == "l2" else model.w.abs().sum())
+
+
+def run(name: str, model: Linear, x: Tensor, y: Tensor, threat: ThreatModel, **keys: object) -> Tensor:
+    ids = keys.pop("ids", [str(i) for i in range(len(x))])
+    return ATTACKS[name](
+        model, x, y, threat, generator=Streams(0, ids, name), targeted=keys.pop("targeted", False), **keys
+    )  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_reach_a_boundary_of_known_distance(name: str, norm: str) -> None:
+    model, x, y = problem()
+    reach = distances(model, x, norm)
+    threat = ThreatModel(norm, 1.5 * reach, (-2.0, 2.0))
+    x_adv = run(name, model, x, y, threat, queries=LIMIT)
+    assert (model(x_adv).argmax(1) == 1).all()
+    assert threat.contains(x_adv, x).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_stop_at_the_limit_and_at_the_budget(name: str, norm: str) -> None:
+    model, x, y = problem()
+    threat = ThreatModel(norm, 0.98 * distances(model, x, norm), (-2.0, 2.0))
+    x_adv = run(name, model, x, y, threat, queries=107)
+    assert model.counts.unique().numel() == 1
+    assert model.counts[0] <= 107
+    if name in ("square", "siren", "genetic"):
+        assert model.counts[0] == 107
+    assert (model(x_adv).argmax(1) == 0).all()
+    assert threat.contains(x_adv, x).all()
+    # What it returns is at least no worse than the clean clip.
+    assert (model(x_adv)[:, 0] <= model(x)[:, 0] + 1e-6).all() or name == "square"
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_aim_at_a_target(name: str) -> None:
+    model, x, y = problem()
+    x_adv = run(name, model, x, y + 1, ThreatModel("l2", 1.5 * distances(model, x, "l2")), queries=LIMIT, targeted=True)
+    assert (model(x_adv).argmax(1) == 1).all()
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_what_is_fooled_already_costs_one_query(name: str) -> None:
+    model, x, y = problem()
+    y = torch.tensor([1, 0, 1, 0, 1])
+    x_adv = run(name, model, x, y, ThreatModel("linf", 0.5 * distances(model, x, "linf")), queries=60)
+    assert model.counts[y == 1].tolist() == [1, 1, 1]
+    assert torch.equal(x_adv[y == 1], x[y == 1])
+
+
+@pytest.mark.parametrize("name", [*SCORES, *DECISIONS])
+def test_the_batch_changes_nothing(name: str) -> None:
+    model, x, y = problem()
+    threat = ThreatModel("l2", math.inf if name in DECISIONS else 1.2 * distances(model, x, "l2"), (-1.0, 1.0))
+    whole = run(name, model, x, y, threat, queries=200)
+    again = run(name, model, x, y, threat, queries=200)
+    assert torch.equal(whole, again)
+    for i in (1, 4):
+        index = torch.tensor([i])
+        alone = run(name, model.select(index), x[index], y[index], threat.select(index), queries=200, ids=[str(i)])
+        assert torch.equal(alone[0], whole[i])
+
+
+@pytest.mark.parametrize("name", [*SCORES, *DECISIONS])
+def test_any_rank_bounds_and_mask(name: str) -> None:
+    model, x, y = problem((3, 6))
+    mask = torch.ones(5, 1, 6, dtype=torch.bool)
+    mask[:, :, 4:] = False
+    threat = ThreatModel("l2", math.inf if name in DECISIONS else 0.8, (-0.5, 0.9), mask)
+    x = x.clamp(-0.5, 0.9)
+    x_adv = run(name, model, x, y, threat, queries=300)
+    assert x_adv.shape == x.shape
+    assert torch.equal(x_adv[..., 4:], x[..., 4:])
+    assert threat.contains(x_adv, x).all()
+    assert (x_adv != x).flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("shape", [(ENTRIES,), (4, 6), (2, 3, 4)])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_square_keeps_to_the_surface_of_the_ball(shape: tuple[int, ...], norm: str) -> None:
+    model, x, y = problem(shape)
+    eps = 0.9 * distances(model, x, norm)
+    x_adv = run("square", model, x, y, ThreatModel(norm, eps), queries=50)
+    torch.testing.assert_close(norm_of(x_adv - x, norm), eps, rtol=1e-3, atol=1e-6)
+
+
+def test_nes_halves_the_step_of_each_example_by_its_own_history() -> None:
+    """One example's logits fall whatever it does, the other's rise; alone or together they move alike."""
+    model, x, y = problem(batch=2)
+    threat = ThreatModel("linf", 0.9 * distances(model, x, "linf"))
+    together = run("nes", model, x, y, threat, queries=800, pairs=5)
+    alone = run(
+        "nes", model.select(torch.tensor([0])), x[:1], y[:1], threat.select(torch.tensor([0])), queries=800, pairs=5
+    )
+    assert torch.equal(together[0], alone[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "slack"), [("hopskipjump", "l2", 1.1), ("hopskipjump", "linf", 1.35), ("boundary", "l2", 1.1)]
+)
+def test_decisions_find_a_boundary_of_known_distance(name: str, norm: str, slack: float) -> None:
+    model, x, y = problem()
+    x_adv = run(name, model, x, y, ThreatModel(norm), queries=2000)
+    ratio = norm_of(x_adv - x, norm) / distances(model, x, norm)
+    assert (model(x_adv).argmax(1) == 1).all()
+    assert (ratio >= 1 - 1e-4).all()
+    assert (ratio <= slack).all(), ratio
+    assert (model.counts <= 2001).all()
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_decisions_never_ask_more_than_the_limit(name: str) -> None:
+    for limit in (1, 5, 23, 200):
+        model, x, y = problem()
+        x_adv = run(name, model, x, y, ThreatModel("l2", bounds=(-1.0, 1.0)), queries=limit)
+        assert (model.counts <= limit).all()
+        changed = (x_adv != x).flatten(1).any(1)
+        assert (model(x_adv).argmax(1)[changed] == 1).all()
+
+
+@pytest.mark.parametrize("name", [*DECISIONS, "kenansville"])
+def test_no_start_means_an_unchanged_clip(name: str) -> None:
+    model, x, y = problem()
+    model.b += 1e6
+    keys = {} if name == "kenansville" else {"queries": 400}
+    assert torch.equal(run(name, model, x, y, ThreatModel("l2"), **keys), x)
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_decisions_return_what_is_fooled_already(name: str) -> None:
+    model, x, y = problem()
+    assert torch.equal(run(name, model, x, y + 1, ThreatModel("l2"), queries=50), x)
+    assert (model.counts <= 50).all()
+
+
+def test_colored_noise_keeps_its_shape_and_loses_its_top() -> None:
+    noise = torch.randn(2, 3, 400)
+    for width in WIDTHS:
+        out = _colored(noise, width)
+        assert out.shape == noise.shape
+        top = torch.fft.rfft(out).abs()[..., 150:].mean() / torch.fft.rfft(noise).abs()[..., 150:].mean()
+        assert top < (0.6 if width > 1 else 1.01)
+
+
+def test_kenansville_takes_out_the_weakest_components_and_no_more() -> None:
+    """The model hears class 0 while the weaker of two tones is there: it goes, with all below; the louder stays."""
+    t = torch.arange(256) / 256
+    tone = torch.sin(2 * math.pi * 20 * t)
+    torch.manual_seed(0)
+    x = (0.5 * torch.sin(2 * math.pi * 40 * t) + 0.1 * tone + 0.001 * torch.randn(2, 256)).float()
+    calls = []
+
+    def model(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        s = x @ tone / 128 - 0.05
+        return torch.stack([s, -s], 1)
+
+    x_adv = run("kenansville", model, x, torch.zeros(2, dtype=torch.long), ThreatModel("l2", bounds=(-1.0, 1.0)))  # type: ignore[arg-type]
+    assert len(calls) <= 17
+    spectrum = torch.fft.rfft(x_adv).abs() / 128
+    assert (model(x_adv).argmax(1) == 1).all()
+    assert (spectrum[:, 20] < 1e-4).all()
+    assert (spectrum[:, 40] > 0.49).all()
+    removed = x.flatten(1) - x_adv
+    assert (norm_of(removed, "l2") < 0.1 * math.sqrt(128) + 0.05).all()
+
+
+def test_kenansville_says_what_it_cannot_do() -> None:
+    model, x, y = problem()
+    with pytest.raises(ValueError, match="waveform"):
+        run("kenansville", model, x[:, None], y, ThreatModel("l2"))
+    with pytest.raises(ValueError, match="target"):
+        run("kenansville", model, x, y, ThreatModel("l2"), targeted=True)
