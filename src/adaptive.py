@@ -1,4 +1,4 @@
-"""Adaptive attacks by composition: BPDA for stages without a gradient and EOT for randomised ones (Athalye et al. 2018),
+"""Adaptive attacks by composition: BPDA for stages without a gradient, EOT for randomised ones (Athalye et al. 2018),
 so that no defense looks robust because its gradient is missing or its noise is fresh."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class _Replace(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         return None, grad
 
 
@@ -48,14 +48,14 @@ class Bpda(Stage):
         with torch.no_grad():
             value = exact(x.detach())
         if not (torch.is_grad_enabled() and x.requires_grad):
-            return value  # type: ignore[no-any-return]
+            return value
         substitute = getattr(self.stage, "substitute", None)
         smooth = substitute(x) if substitute else x
         if smooth.shape != value.shape:
             raise ValueError(
                 f"the stage '{self.name}' needs a substitute of its own: its output has another shape than its input"
             )
-        return _Replace.apply(value, smooth)  # type: ignore[no-any-return, no-untyped-call]
+        return _Replace.apply(value, smooth)  # type: ignore[no-untyped-call]
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
         return self.stage.inverse(y, x)
@@ -69,6 +69,13 @@ def draw(stage: Stage, x: Tensor, generator: Streams) -> Tensor:
     from torch's global state."""
     method = getattr(stage, "draw", None)
     return method(x, generator) if method else stage(x)
+
+
+def once(chain: Chain, x: Tensor, generator: Streams) -> Tensor:
+    """The chain at x with one draw of its randomised stages."""
+    for step in chain.steps:
+        x = draw(step, x, generator) if step.randomized else step(x)
+    return x if chain.classifier is None else chain.classifier(x)
 
 
 class Eot(nn.Module):
@@ -87,13 +94,8 @@ class Eot(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, ...] -> log probabilities [batch, classes]."""
-        logs = [self._once(x).log_softmax(1) for _ in range(self.draws)]
+        logs = [once(self.chain, x, self.generator).log_softmax(1) for _ in range(self.draws)]
         return torch.stack(logs).logsumexp(0) - math.log(self.draws)
-
-    def _once(self, x: Tensor) -> Tensor:
-        for stage in self.chain.stages:
-            x = draw(stage, x, self.generator) if stage.randomized else stage(x)  # type: ignore[arg-type]
-        return x if self.chain.classifier is None else self.chain.classifier(x)
 
     def select(self, index: Tensor) -> Eot:
         """The same for the examples at `index`; their streams go on where they stand."""

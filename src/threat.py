@@ -92,7 +92,8 @@ class ThreatModel:
 
     Attributes:
         norm: linf, l2, l1 or l0 of the perturbation.
-        eps: the budget, in units of the attacked representation; a number or a tensor [batch]; inf for minimum-norm attacks.
+        eps: the budget, in units of the attacked representation; a number or a tensor [batch];
+            inf for minimum-norm attacks.
         bounds: lowest and highest legal value of the attacked representation.
         mask: bool, broadcastable to the input; False entries must not change. None: all may.
     """

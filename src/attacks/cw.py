@@ -85,7 +85,7 @@ def _descend(
     steps: int,
     abort_early: bool,
 ) -> Tensor:
-    """One value of c for every example; smaller successes go into `best`. Returns who succeeded at all, [batch] bool."""
+    """One value of c per example; smaller successes go into `best`. Returns who succeeded at all, [batch] bool."""
     space = Tanh(x, threat) if all(map(math.isfinite, threat.bounds)) else Direct(x, threat)
     alive = torch.arange(len(x), device=x.device)
     found = torch.zeros(len(x), dtype=torch.bool, device=x.device)

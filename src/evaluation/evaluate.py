@@ -1,0 +1,241 @@
+"""Run one attack on one victim and judge what it returns without trusting it: whether it is feasible, and whether the
+true victim errs at the attacked stage, in audio, and on the 16-bit wav read back. One row per example."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src import perception
+from src.adaptive import adaptive, once
+from src.attacks.core import Model, narrow
+from src.datasets.store import FULL_SCALE, Clips, to_int16
+from src.evaluation.masks import sample_mask
+from src.evaluation.settings import Attack
+from src.registry import ATTACKS
+from src.streams import Streams
+from src.threat import Budget, ThreatModel, norm_of
+from src.victim import WAVEFORM, Chain, Victim
+
+KEY = ("model", "checkpoint", "attack", "eps", "id")
+"""What identifies a row."""
+FIELDS = (
+    *KEY, "stage", "norm", "budget", "label", "target", "prediction", "correct",
+    "prediction_stage", "prediction_audio", "prediction_wav", "prediction_inversion",
+    "success_stage", "success_audio", "success_wav", "feasible", "distance", "l2", "linf",
+    "snr", "db_x", "seg_snr", "lsd", "pesq", "stoi", "forwards", "backwards", "seconds",
+)  # fmt: skip
+Listen = Callable[[str, np.ndarray], np.ndarray]
+"""(id, waveform [time]) -> what is read back after it was written as a 16-bit wav."""
+Inversion = Callable[..., Tensor]
+"""(head, z, x, *, generator) -> audio [batch, time]."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A row without the columns `model` and `checkpoint`, and its clip before and after, [time] each."""
+
+    row: dict[str, Any]
+    x: np.ndarray
+    x_adv: np.ndarray
+
+
+class Counter:
+    """A model that counts, for every example, how often it was called and differentiated."""
+
+    def __init__(self, model: Model, count: int):
+        self.model, self.index = model, torch.arange(count)
+        self.forwards, self.backwards = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.long)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        logits = self.model(x)
+        # A black-box attack may ask for several points per example in one call.
+        times = max(1, len(x) // max(1, len(self.index)))
+        self.forwards[self.index] += times
+        if logits.requires_grad:
+            logits.register_hook(lambda _: self._note(times))  # type: ignore[no-untyped-call]
+        return logits
+
+    def _note(self, times: int) -> None:
+        self.backwards[self.index] += times
+
+    def select(self, index: Tensor) -> Counter:
+        part = object.__new__(Counter)
+        part.model, part.index = narrow(self.model, index), self.index[index.cpu()]
+        part.forwards, part.backwards = self.forwards, self.backwards
+        return part
+
+
+def bound(name: str, options: Mapping[str, Any]) -> Callable[..., Tensor]:
+    """An attack with its config keys set and its attributes kept."""
+    attack = ATTACKS[name]
+    return functools.update_wrapper(functools.partial(attack, **options), attack)
+
+
+def threat_norm(name: str, norm: str) -> str:
+    """The norm an attack works in: the wanted one where it can, else its natural one."""
+    norms: tuple[str, ...] = ATTACKS[name].norms  # type: ignore[attr-defined]
+    return norm if norm in norms else norms[0]
+
+
+def predict(chain: Chain, x: Tensor, generator: Streams) -> Tensor:
+    """Labels [batch]; -1 where the logits are not finite numbers. A randomised chain is asked once."""
+    with torch.no_grad():
+        logits = once(chain, x, generator)
+    return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
+
+
+class Evaluation:
+    """One victim under attack at one representation.
+
+    Args:
+        victim: the true one, which judges.
+        settings: the section [ATTACK].
+        inversion: back from the representation to audio; unused at the waveform.
+        device: where everything runs.
+
+    Raises:
+        ValueError: the victim has no such representation.
+    """
+
+    def __init__(self, victim: Victim, settings: Attack, inversion: Inversion, device: torch.device):
+        self.victim, self.settings, self.inversion, self.device = victim.to(device).eval(), settings, inversion, device
+        self.head, self.tail = self.victim.split(settings.stage)
+        self.crafted = self.victim.frozen().split(settings.stage)[1]
+        self.bounds = self.victim.bounds(settings.stage)
+        self.inverted: dict[str, int] = {}
+
+    def streams(self, ids: tuple[str, ...], purpose: str) -> Streams:
+        return Streams(self.settings.seed, ids, purpose)
+
+    def attacked(self, ids: tuple[str, ...]) -> Model:
+        """What an attack gets to see of these clips: the fast copy, through BPDA and EOT where a stage needs it."""
+        if not self.settings.adaptive:
+            return self.crafted
+        return adaptive(self.crafted, generator=self.streams(ids, "eot"), draws=self.settings.eot_draws)
+
+    def threat(self, x: Tensor, z: Tensor, valid: Tensor, name: str, eps: Budget | None) -> ThreatModel:
+        """The threat model at the representation z of the clips x; `eps` None for a minimum-norm attack."""
+        allowed = self._allowed(x, valid)
+        mask = None if allowed is None else self.head.mask(allowed)
+        norm = threat_norm(name, self.settings.norm)
+        return ThreatModel(norm, eps.eps(z, norm, mask) if eps else float("inf"), self.bounds, mask)
+
+    def load(self, clips: Clips) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(waveforms, valid samples, labels, representation) on the device."""
+        x, valid, y = (part.to(self.device) for part in (clips.waveforms(), clips.valid(), clips.labels))
+        with torch.no_grad():
+            return x, valid, y, once(self.head, x, self.streams(clips.ids, "head"))
+
+    def run(
+        self, clips: Clips, name: str, options: Mapping[str, Any], eps: Budget | None, listen: Listen
+    ) -> Iterator[Outcome]:
+        """Attack every clip; yields in their order.
+
+        Args:
+            options: the attack's config keys.
+            eps: the budget; None for minimum-norm attacks.
+        """
+        together = self.settings.batch_size if getattr(ATTACKS[name], "per_example", True) else len(clips)
+        for part in torch.split(torch.arange(len(clips)), together):
+            yield from self._batch(clips.select(part), name, options, eps, listen)
+
+    def _batch(
+        self, clips: Clips, name: str, options: Mapping[str, Any], eps: Budget | None, listen: Listen
+    ) -> Iterator[Outcome]:
+        targeted, ids = self.settings.targeted, clips.ids
+        x, valid, y, z = self.load(clips)
+        threat = self.threat(x, z, valid, name, eps)
+        clean = predict(self.tail, z, self.streams(ids, "judge"))
+        target = self.targets(y, ids)
+        aim = target if targeted else y
+        # A clip that is already wrong needs no attack, unless it shall become something particular.
+        todo = torch.arange(len(y), device=y.device) if targeted else (clean == y).nonzero().flatten()
+        counter = Counter(narrow(self.attacked(ids), todo), len(todo))
+        start = self._clock()
+        found = bound(name, options)(
+            counter, z[todo], aim[todo], threat.select(todo),
+            generator=self.streams(ids, name).select(todo), targeted=targeted,
+        )  # fmt: skip
+        seconds = (self._clock() - start) / max(1, len(todo))
+        z_adv = z.clone()
+        z_adv[todo] = found.to(z.dtype)
+
+        audio = self._to_audio(z_adv, x, valid, ids)
+        heard = torch.from_numpy(np.stack([listen(i, a) for i, a in zip(ids, audio.cpu().numpy(), strict=True)])).to(x)
+        inverted = self._inversion_control(z, x, valid, ids, clean)
+        predictions = {
+            "stage": predict(self.tail, z_adv, self.streams(ids, "judge")),
+            "audio": predict(self.victim, audio, self.streams(ids, "judge")),
+            "wav": predict(self.victim, heard, self.streams(ids, "judge")),
+        }
+        feasible, right = threat.contains(z_adv, z), clean == y
+        success = {
+            where: right & feasible & (p >= 0) & (p == target if targeted else p != y)
+            for where, p in predictions.items()
+        }
+        delta = z_adv - z
+        forwards, backwards = torch.zeros(len(y), dtype=torch.long), torch.zeros(len(y), dtype=torch.long)
+        forwards[todo.cpu()], backwards[todo.cpu()] = counter.forwards, counter.backwards
+        columns: dict[str, Tensor] = {
+            "budget": threat.budgets(z), "label": y, "target": target if targeted else torch.full_like(y, -1),
+            "prediction": clean, "correct": right, "feasible": feasible, "prediction_inversion": inverted,
+            **{f"prediction_{where}": p for where, p in predictions.items()},
+            **{f"success_{where}": s for where, s in success.items()},
+            "distance": norm_of(delta, threat.norm), "l2": norm_of(delta, "l2"), "linf": norm_of(delta, "linf"),
+            **perception.measure(x, heard, clips.sample_rate, self.settings.speech),
+            "forwards": forwards, "backwards": backwards,
+        }  # fmt: skip
+        lists = {column: values.tolist() for column, values in columns.items()}
+        fixed = {"attack": name, "eps": str(eps) if eps else "inf", "stage": self.settings.stage, "norm": threat.norm}
+        for i, example in enumerate(ids):
+            row = {
+                **fixed,
+                "id": example,
+                "seconds": seconds,
+                **{column: values[i] for column, values in lists.items()},
+            }
+            yield Outcome(row, x[i].cpu().numpy(), heard[i].cpu().numpy())
+
+    def targets(self, y: Tensor, ids: tuple[str, ...]) -> Tensor:
+        """A random other label per clip, [batch]."""
+        others = len(self.victim.classes) - 1
+        draw = self.streams(ids, "target").uniform(torch.empty(len(y), 1)).flatten().to(y.device)
+        return (y + 1 + (draw * others).long().clamp(max=others - 1)) % (others + 1)
+
+    def _allowed(self, x: Tensor, valid: Tensor) -> Tensor | None:
+        settings = self.settings
+        return sample_mask(x, valid, settings.mask, self.victim.sample_rate, settings.silence_db)
+
+    def _to_audio(self, z: Tensor, x: Tensor, valid: Tensor, ids: tuple[str, ...]) -> Tensor:
+        """Audio for the representation z of clips near x; where the mask forbids a change there is none."""
+        if self.settings.stage == WAVEFORM:
+            return z
+        audio = self.inversion(self.head, z, x, generator=self.streams(ids, "inversion"))
+        allowed = self._allowed(x, valid)
+        if allowed is not None:
+            audio = torch.where(allowed, audio, x)
+        return audio.nan_to_num().clamp(-1, 1)
+
+    def _inversion_control(self, z: Tensor, x: Tensor, valid: Tensor, ids: tuple[str, ...], clean: Tensor) -> Tensor:
+        """Predictions for the clean clip inverted and written: what the way back costs without any attack."""
+        if self.settings.stage == WAVEFORM:
+            return clean
+        if not all(example in self.inverted for example in ids):
+            audio = self._to_audio(z, x, valid, ids).cpu().numpy()
+            written = torch.from_numpy(to_int16(audio).astype(np.float32) / FULL_SCALE).to(x)
+            found = predict(self.victim, written, self.streams(ids, "judge"))
+            self.inverted.update(zip(ids, found.tolist(), strict=True))
+        return torch.tensor([self.inverted[example] for example in ids])
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()

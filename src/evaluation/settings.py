@@ -1,0 +1,63 @@
+"""The section [ATTACK]: what is attacked, where, how strongly, and what is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from src.registry import ATTACKS, Count, Listed, Natural, Positive
+from src.threat import Budget, Eps
+
+NOT_IN_ROWS = ("names", "eps", "batch_size", "checks")
+"""Keys that rows do not depend on, or that stand in the rows themselves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """What is attacked, where and how strongly.
+
+    Args:
+        names: attacks to run, one after the other.
+        stage: representation that is attacked: waveform, magnitude, mel, log_mel, or another stage of the model.
+        norm: of the perturbation at that stage; a minimum-norm attack that lacks it uses its own.
+        eps: budgets, each in units of the stage or as an SNR such as 30 dB; minimum-norm attacks ignore them.
+        mask: keep the perturbation out of the padding, out of the padding and all silence, or none.
+        silence_db: a 20-ms frame this far below the clip's loudest one is silence.
+        targeted: aim at a random other label, drawn per clip, instead of any error.
+        adaptive: attack through BPDA and EOT where a stage needs it.
+        eot_draws: draws of EOT per gradient.
+        batch_size: clips attacked together; the results do not depend on it.
+        seed: of targets, random starts and noise.
+        wavs: clips per model, attack and eps whose wavs and figure are kept.
+        speech: measure PESQ and STOI, which are defined for speech only.
+        checks: clips on which every attack is searched for signs of failure; 0 for none.
+    """
+
+    names: Listed[ATTACKS.Name] = ("fgsm", "pgd", "cw")  # type: ignore[name-defined]
+    stage: str = "waveform"
+    norm: Literal["linf", "l2", "l1", "l0"] = "linf"
+    eps: Listed[Eps] = (Budget(0.0005), Budget(0.002))
+    mask: Literal["padding", "silence", "none"] = "padding"
+    silence_db: Positive = 40.0
+    targeted: bool = False
+    adaptive: bool = True
+    eot_draws: Count = 10
+    batch_size: Count = 64
+    seed: Natural = 0
+    wavs: Natural = 10
+    speech: bool = True
+    checks: Natural = 8
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            attack = ATTACKS[name]
+            if attack.kind == "budget" and self.norm not in attack.norms:  # type: ignore[attr-defined]
+                raise ValueError(f"{name} has no norm {self.norm} (choices: {', '.join(attack.norms)})")  # type: ignore[attr-defined]
+            if self.targeted and not attack.targetable:  # type: ignore[attr-defined]
+                raise ValueError(f"{name} cannot aim at a target; set targeted = no")
+        if self.norm in ("l1", "l0") and any(eps.is_snr for eps in self.eps):
+            raise ValueError(f"an eps in dB needs the norm linf or l2, not {self.norm}")
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that a row depends on and that does not stand in it, as plain values."""
+        return {key: value for key, value in vars(self).items() if key not in NOT_IN_ROWS}

@@ -1,0 +1,133 @@
+"""Tables and curves from rows as results.Rows holds them: dictionaries of strings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from statistics import NormalDist, median
+from typing import Any
+
+Row = Mapping[str, str]
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a proportion (Wilson 1927).
+
+    >>> [round(p, 3) for p in wilson(9, 10)]
+    [0.596, 0.982]
+    """
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    p = successes / n
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = ((middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n))
+    return max(0.0, low) if successes else 0.0, min(1.0, high) if successes < n else 1.0
+
+
+def is_true(row: Row, column: str) -> bool:
+    return row[column] == "1"
+
+
+def still_right(row: Row, where: str = "stage") -> bool:
+    """Whether the model is still right under attack; what is not feasible does not count against it."""
+    return is_true(row, "correct") and not (is_true(row, "feasible") and row[f"prediction_{where}"] != row["label"])
+
+
+def middle(rows: Sequence[Row], column: str) -> float:
+    """Median of what is defined; NaN for nothing."""
+    values = [value for row in rows if not math.isnan(value := float(row[column]))]
+    return median(values) if values else math.nan
+
+
+def by_run(rows: Sequence[Row]) -> list[tuple[tuple[str, str, str], list[Row]]]:
+    """The rows of each (model, attack, eps), in the order they come."""
+
+    def run(row: Row) -> tuple[str, str, str]:
+        return row["model"], row["attack"], row["eps"]
+
+    order = {key: position for position, key in enumerate(dict.fromkeys(map(run, rows)))}
+    return [(key, list(own)) for key, own in groupby(sorted(rows, key=lambda row: order[run(row)]), key=run)]
+
+
+def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One line per model, attack and eps. Sizes and sound quality are medians over the clips that the model had right
+    and, for minimum-norm attacks (eps inf), that were fooled."""
+    lines = []
+    for (model, attack, eps), own in by_run(rows):
+        right = [row for row in own if is_true(row, "correct")]
+        fooled = [row for row in right if is_true(row, "success_stage")]
+        sized = fooled if eps == "inf" else right
+        kept = sum(map(still_right, own))
+        low, high = wilson(kept, len(own))
+        lines.append(
+            {
+                "model": model,
+                "attack": attack,
+                "norm": own[0]["norm"],
+                "eps": eps,
+                "clips": len(own),
+                "clean accuracy": len(right) / len(own),
+                "robust accuracy": kept / len(own),
+                "low": low,
+                "high": high,
+                "on wav": sum(still_right(row, "wav") for row in own) / len(own),
+                "success": len(fooled) / len(right) if right else math.nan,
+                "survival": _share(fooled, "success_wav"),
+                "inversion only": sum(row["prediction_inversion"] == row["label"] for row in own) / len(own),
+                **{column: middle(sized, column) for column in ("l2", "linf", "snr", "db_x", "seg_snr", "lsd")},
+                **{column: middle(sized, column) for column in ("pesq", "stoi")},
+                "pesq undefined": sum(math.isnan(float(row["pesq"])) for row in sized),
+                "stoi undefined": sum(math.isnan(float(row["stoi"])) for row in sized),
+                "forwards": _mean(right, "forwards"),
+                "backwards": _mean(right, "backwards"),
+                "s/clip": _mean(right, "seconds"),
+                "infeasible": sum(not is_true(row, "feasible") for row in own),
+            }
+        )
+    return lines
+
+
+def _share(rows: Sequence[Row], column: str) -> float:
+    return sum(is_true(row, column) for row in rows) / len(rows) if rows else math.nan
+
+
+def _mean(rows: Sequence[Row], column: str) -> float:
+    return sum(float(row[column]) for row in rows) / len(rows) if rows else math.nan
+
+
+def unit(row: Row) -> str:
+    """The axis that a row's budget belongs to: its norm, or SNR."""
+    return "SNR" if row["eps"].endswith("dB") else row["norm"]
+
+
+def points(rows: Sequence[Row], most: int = 60) -> list[dict[str, Any]]:
+    """Accuracy against eps with 95 % intervals: one point per budget, beginning with none; for minimum-norm attacks the
+    share of clips whose distance is larger, from one run, at up to `most` distances."""
+    lines = []
+    clean: set[tuple[str, str, str]] = set()
+    for (model, attack, eps), own in by_run(rows):
+        right, axis = sum(is_true(row, "correct") for row in own), unit(own[0])
+        if eps == "inf":
+            distances = sorted(float(row["distance"]) for row in own if is_true(row, "success_stage"))
+            shown = distances[:: max(1, len(distances) // most)] + distances[-1:]
+            where = [(0.0, right), *((d, right - sum(other <= d for other in distances)) for d in dict.fromkeys(shown))]
+        else:
+            where = [(float(eps.removesuffix("dB")), sum(map(still_right, own)))]
+            if axis != "SNR" and (model, attack, axis) not in clean:
+                where.insert(0, (0.0, right))
+                clean.add((model, attack, axis))
+        for size, kept in where:
+            low, high = wilson(kept, len(own))
+            lines.append(
+                {
+                    "axis": axis,
+                    "model": model,
+                    "attack": attack,
+                    "eps": size,
+                    "accuracy": kept / len(own),
+                    "low": low,
+                    "high": high,
+                    "clips": len(own),
+                }
+            )
+    return sorted(lines, key=lambda p: (p["axis"], p["model"], p["attack"], p["eps"]))
