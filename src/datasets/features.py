@@ -17,7 +17,7 @@ from src.datasets.writer import FEATURES
 
 @torch.no_grad()
 def cached_features(
-    data_dir: Path, split: str, head: Callable[[Tensor], Tensor], key: object, batch_size: int = 64
+    data_dir: Path, split: str, head: Callable[[Tensor], Tensor], key: object, batch_size: int = 4
 ) -> np.ndarray:
     """float32 [n, ...], memory-mapped: head of every clip of the split, in the order of the store.
 
@@ -26,7 +26,7 @@ def cached_features(
         split: train, validation or test.
         head: waveform [batch, time] -> features [batch, ...], deterministic (a front end, `victim.split(...)[0]`).
         key: whatever tells this head from others (front end and its options); a module's buffers are added to it.
-        batch_size: clips per call of head.
+        batch_size: clips per call of head; a few fit the cache of a CPU and are twice as fast as many.
 
     Raises:
         OSError: nothing prepared there, or it cannot be written; nothing half-written stays.

@@ -81,12 +81,12 @@ def prepare(data: Data, options: Mapping[str, Any], workers: int = 2) -> tuple[d
     settings = {
         "format": FORMAT,
         "source": data.source,
-        "options": {name: str(value) for name, value in options.items() if name != "source_dir"},
         "classes": list(corpus.classes),
         "sample_rate": data.sample_rate,
         "seconds": data.seconds,
-        "seed": data.seed,
         "stamp": corpus.stamp,
+        # The plan holds whatever the source's own keys and the seed decided.
+        "plan": digest(corpus.recordings),
     }
     fingerprint = digest([settings])
     facts = _prepared(data.data_dir, fingerprint)
@@ -106,6 +106,8 @@ def prepare(data: Data, options: Mapping[str, Any], workers: int = 2) -> tuple[d
             "synthetic": corpus.synthetic,
             "counts": counts,
             "skipped": skipped,
+            "seed": data.seed,
+            "options": {name: str(value) for name, value in options.items()},
             "settings": settings,
             "fingerprint": fingerprint,
         }

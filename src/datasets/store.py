@@ -93,7 +93,7 @@ def description(data_dir: Path) -> dict[str, Any]:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError(f"{path}: damaged; delete {data_dir} and run prepare_dataset.py again") from None
-    return facts  # type: ignore[no-any-return]
+    return facts
 
 
 def load(data_dir: Path, split: str) -> Clips:

@@ -39,7 +39,7 @@ def synthetic(
     train: Count = 90,
     validation: Count = 15,
     test: Count = 25,
-    snr_low: float = 5.0,
+    snr_low: float = 8.0,
     snr_high: float = 30.0,
 ) -> Corpus:
     """Synthetic speech, embedded: any words in include_dirs, spoken by espeak-ng; no voice is in two splits.
@@ -98,7 +98,7 @@ def _utterance(recording: Recording, seed: int) -> dict[str, Any]:
     return {
         "text": recording.label,
         "voice": f"{ACCENTS[rng.integers(len(ACCENTS))]}+{recording.speaker}",
-        "rate": int(rng.integers(110, 280)),
+        "rate": int(rng.integers(120, 240)),
         "pitch": int(rng.integers(10, 90)),
         "range": int(rng.integers(20, 90)),
     }
