@@ -12,7 +12,7 @@ from src.registry import MODELS, Fraction
 
 BANDS = 5
 STAGES = ((2, 1.0, 1), (2, 1.5, 2), (4, 2.0, 2), (4, 2.5, 1))
-"""(blocks, channels in units of 8 * width, frequency stride of the first block) of each stage; stage i has dilation 2^i."""
+"""Blocks, channels in units of 8 * width and first frequency stride of each stage; stage i has dilation 2^i."""
 
 
 class SubSpectralNorm(nn.Module):
@@ -77,6 +77,8 @@ class BcResNet(nn.Module):
         dropout: Fraction = 0.1,
     ):
         super().__init__()
+        if len(shape) != 2:
+            raise ValueError(f"bc_resnet needs features [freq, time], this front end gives {len(shape)} dimension(s)")
         height = (shape[0] + 1) // 2
         for _, _, stride in STAGES:
             height = -(-height // stride)

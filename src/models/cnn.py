@@ -16,10 +16,11 @@ class Cnn(nn.Module):
     """
 
     front_end = "linear_mel"
-    channels_last = True
 
     def __init__(self, *, n_classes: int, shape: tuple[int, ...]):
         super().__init__()
+        if len(shape) != 2:
+            raise ValueError(f"cnn needs features [freq, time], this front end gives {len(shape)} dimension(s)")
         height, width = ((((size - 8) // 4) - 5) // 4 for size in shape)
         if min(height, width) < 1:
             raise ValueError(

@@ -47,7 +47,6 @@ class ResCnn(nn.Module):
     """
 
     front_end = "filterbank"
-    channels_last = True
 
     def __init__(self, *, n_classes: int, shape: tuple[int, ...], width: Count = 64, dropout: Fraction = 0.5):
         super().__init__()

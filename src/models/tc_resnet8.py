@@ -1,4 +1,4 @@
-"""TC-ResNet8 (Choi et al., "Temporal convolution for real-time keyword spotting on mobile devices", Interspeech 2019)."""
+"""TC-ResNet8 (Choi et al., "Temporal convolution for real-time keyword spotting on mobile devices", 2019)."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ class TcResNet8(nn.Module):
 
     front_end = "mfcc"
 
-    def __init__(
-        self, *, n_classes: int, shape: tuple[int, ...], multiplier: Positive = 1.0, dropout: Fraction = 0.5
-    ):
+    def __init__(self, *, n_classes: int, shape: tuple[int, ...], multiplier: Positive = 1.0, dropout: Fraction = 0.5):
         super().__init__()
         if len(shape) != 2:
             raise ValueError(f"tc_resnet8 needs features [freq, time], this front end gives {len(shape)} dimension(s)")

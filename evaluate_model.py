@@ -1,0 +1,66 @@
+"""Accuracy of trained models: with its interval, by class, and as a confusion matrix."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from src import checkpoint, figures, results, shell
+from src.classification import confusion, per_class, predict, summarize
+from src.config import Config
+from src.datasets import store
+
+
+def main(config: Config, args: argparse.Namespace) -> None:
+    """Evaluate trained models on a split of the prepared data.
+
+    Writes a table over the models, one per-class table and one confusion matrix (CSV and plot) per model to
+    results_dir/evaluate and plot_dir.
+    """
+    split = args.split
+    clips = store.load(config.data.data_dir, split)
+    paths = [config.results.model_dir / f"{name}.pt" for name in args.model or ()]
+    paths = paths or sorted(config.results.model_dir.glob("*.pt"))
+    if not paths:
+        raise FileNotFoundError(f"{config.results.model_dir}: no trained models here; run train_model.py first")
+    victims = [checkpoint.load(path)[0] for path in paths]
+    for path, victim in zip(paths, victims, strict=True):
+        checkpoint.check_fits(
+            victim, path, classes=clips.classes, sample_rate=clips.sample_rate, n_samples=clips.n_samples
+        )
+    device = torch.device("cuda" if config.training.use_cuda and torch.cuda.is_available() else "cpu")
+    folder = config.results.results_dir / "evaluate"
+    notes = [f"{len(clips)} clips of the {split} split of {clips.source}; intervals are Wilson's, 95 %."]
+    if clips.synthetic:
+        notes.append("SYNTHETIC SPEECH: a speech synthesizer spoke these clips.")
+    table = []
+    for path, victim in zip(paths, victims, strict=True):
+        name = path.stem
+        logits = predict(victim, clips, device=device, title=name)
+        table.append({"model": name, **summarize(logits, clips.labels)})
+        counts = confusion(clips.labels, logits.argmax(1), len(clips.classes))
+        title = f"{name}, {split}"
+        by_class = per_class(counts, clips.classes)
+        results.write_table(folder / f"{name}.{split}.per_class.csv", by_class, f"Classes of {title}", notes)
+        matrix = [
+            {"true": true} | dict(zip(clips.classes, row, strict=True))
+            for true, row in zip(clips.classes, counts.tolist(), strict=True)
+        ]
+        results.write_table(folder / f"{name}.{split}.confusion.csv", matrix, f"Confusion matrix of {title}", notes)
+        note = " (synthetic speech)" if clips.synthetic else ""
+        plot = config.results.plot_dir / f"confusion.{name}.{split}.png"
+        figures.confusion(plot, counts.tolist(), clips.classes, title=f"{title}{note}")
+        print(f"{title}\n\n{results.markdown(by_class)}")
+    results.write_table(folder / f"accuracy.{split}.csv", table, f"Accuracy, {split} split", notes)
+    results.write_manifest(folder / f"{split}.manifest.json", {"config": config.text, "synthetic": clips.synthetic})
+    print("\n".join([results.markdown(table), *notes, f"files: {folder}, plots: {config.results.plot_dir}"]))
+
+
+if __name__ == "__main__":
+    shell.run(
+        main,
+        ["DATA", "TRAINING", "RESULTS"],
+        model={"action": "append", "metavar": "NAME", "help": "a model in model_dir; may be repeated (default: all)"},
+        split={"default": "test", "metavar": "SPLIT", "help": "train, validation or test (default: test)"},
+    )

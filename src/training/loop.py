@@ -1,0 +1,109 @@
+"""The training loop: one victim from fresh weights to a finished file, resumable after a kill at any point.
+
+NAME.last.state holds everything the next epoch needs and is rewritten, atomically, after each one. NAME.pt appears,
+or replaces an older model, only when the training is complete. A resumed training ends with the same bits."""
+
+from __future__ import annotations
+
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from src import checkpoint
+from src.datasets.store import Clips
+from src.streams import derive_seed
+from src.training.batches import fit_stages
+from src.training.memory import differences, digest, facts_of, resume
+from src.training.run import Run
+from src.training.settings import Training
+from src.victim import Victim
+
+
+def fit(
+    victim: Victim,
+    train: Clips,
+    valid: Clips,
+    *,
+    name: str,
+    model_dir: Path,
+    training: Training,
+    gradient_penalty: float = 0.0,
+    noise: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train `victim` (made by checkpoint.build) and write it to model_dir/NAME.pt.
+
+    A training with equal settings, data and recipe that is complete is not repeated, one that was interrupted goes on.
+
+    Args:
+        gradient_penalty: weight of the L1 norm of the input gradient; 0 trains without.
+        noise: background recordings [k, samples] for the noise augmentation, or None for white noise.
+        progress: show a progress bar over the epochs on stderr.
+
+    Returns:
+        The facts stored with the model: settings, history, best epoch, accuracy, classes, seconds.
+
+    Raises:
+        ValueError: the loss is no longer finite, or penalty_stage is no representation of this model.
+        OSError: cannot write; the files of before are still there.
+    """
+    device = torch.device(device)
+    penalty_stage = victim.representations[-1] if training.penalty_stage == "auto" else training.penalty_stage
+    victim.split(penalty_stage)  # refuses an unknown one before any work
+    settings = {
+        "training": training.identity(),
+        "gradient_penalty": gradient_penalty,
+        "recipe": victim.recipe,
+        "data": {"train": digest(train), "validation": digest(valid)},
+        "noise": 0 if noise is None else zlib.crc32(noise.cpu().numpy().tobytes()),
+    }
+    path, last = model_dir / f"{name}.pt", model_dir / f"{name}.last.state"
+    if path.is_file():
+        facts = facts_of(path)
+        changed = differences(facts.get("settings", {}), settings)
+        if not changed:
+            return facts
+        text = f"{name}: trained with other settings ({changed}); training anew, the old file stays until then"
+        tqdm.write(text, file=sys.stderr)
+    victim.to(device)
+    fit_stages(list(victim.stages), train, device, training.seed)  # type: ignore[arg-type]
+    state = resume(last, settings)
+    run = Run(victim, train, valid, penalty_stage, gradient_penalty, training, noise, device, name, progress)
+    if state:
+        run.restore(state)
+    start = time.perf_counter() - (state["seconds"] if state else 0.0)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), run.bar(len(run.history)) as bar:
+        for epoch in range(len(run.history), training.epochs):
+            torch.manual_seed(derive_seed(training.seed, epoch, "dropout"))
+            run.epoch(epoch, bar)
+            seconds = time.perf_counter() - start
+            checkpoint.write(
+                last, {"format": checkpoint.FORMAT, "settings": settings, "seconds": seconds, **run.state()}
+            )
+    best = run.best
+    victim.load_state_dict(best["state"])
+    facts = {
+        "settings": settings,
+        "history": run.history,
+        "best_epoch": best["epoch"],
+        "validation_accuracy": best["accuracy"],
+        "validation_loss": best["loss"],
+        "gradient_penalty": gradient_penalty,
+        "classes": list(train.classes),
+        "source": train.source,
+        "synthetic": train.synthetic,
+        "n_train": len(train),
+        "seed": training.seed,
+        "device": device.type,
+        "seconds": time.perf_counter() - start,
+    }
+    checkpoint.save(path, victim.eval(), facts)
+    return facts

@@ -1,0 +1,54 @@
+"""What tells one training from another, so that a finished one is recognised and an interrupted one goes on."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src import checkpoint
+from src.datasets.store import Clips
+
+
+def digest(clips: Clips) -> str:
+    """Identifies clips by their samples, labels and ids."""
+    code = zlib.crc32(np.ascontiguousarray(clips.samples).data)
+    return (
+        f"{zlib.crc32(repr((clips.labels.tolist(), clips.ids, clips.classes, clips.sample_rate)).encode(), code):08x}"
+    )
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """The training facts of a model file; none when it is damaged or foreign, so that it is trained anew."""
+    try:
+        return dict(checkpoint.read(path)["facts"])
+    except (ValueError, KeyError):
+        return {}
+
+
+def resume(last: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of an interrupted training with the same settings, or nothing."""
+    try:
+        state = checkpoint.read(last)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {} if differences(state["settings"], settings) else state
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
+    """What differs between two nested settings, for a person to read; empty when nothing does."""
+    found = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found.append(differences(before, after, f"{key}."))
+        elif _plain(before) != _plain(after):
+            found.append(f"{prefix}{key} {before} -> {after}")
+    return ", ".join(filter(None, found))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

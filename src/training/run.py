@@ -1,0 +1,188 @@
+"""The moving parts of one training: weights, their average, optimizer, history and the best epoch so far."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from src.datasets.store import Clips
+from src.training.batches import Augmentation, Source, batches, changes_waveform
+from src.training.objectives import OBJECTIVES
+from src.training.settings import Training
+from src.victim import WAVEFORM, Victim
+
+
+def make_optimizer(victim: Victim, training: Training) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in victim.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in parameters if training.decay_all or parameter.dim() > 1]
+    spared = [parameter for parameter in parameters if not (training.decay_all or parameter.dim() > 1)]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": training.weight_decay}]
+    if spared:
+        groups.append({"params": spared, "weight_decay": 0.0})
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, training.learning_rate, training.momentum, nesterov=training.momentum > 0)
+    kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, training.learning_rate, betas=(0.9, training.beta2))
+
+
+class Run:
+    """One training, epoch by epoch.
+
+    Args:
+        stage: representation that the objective sees as its input; the chain before it is fixed.
+        penalty: weight of the gradient penalty.
+        name: for the progress bar and messages.
+    """
+
+    def __init__(
+        self,
+        victim: Victim,
+        train: Clips,
+        valid: Clips,
+        stage: str,
+        penalty: float,
+        training: Training,
+        noise: Tensor | None,
+        device: torch.device,
+        name: str,
+        progress: bool,
+    ):
+        self.victim, self.training, self.device, self.name, self.progress = victim, training, device, name, progress
+        self.noise, self.sample_rate = noise, train.sample_rate
+        classifier = victim.classifier
+        assert classifier is not None
+        convolutions = [module for module in classifier.modules() if isinstance(module, nn.Conv2d)]
+        if convolutions and all(module.groups == 1 for module in convolutions):
+            classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.features = stage == victim.representations[-1] and stage != WAVEFORM
+        self.penalty = penalty
+        head, self.tail = victim.split(stage)
+        # Every stage before the cut is fixed, so its copy with the fast forward serves.
+        fixed = not any(parameter.requires_grad for parameter in head.parameters())
+        head = victim.frozen().split(stage)[0] if fixed else head
+        title = f"{name}: features" if progress else None
+        self.source = Source(train, head, device, changes_waveform(training), title)
+        self.valid = Source(valid, head, device, False, title)
+        self.optimizer = make_optimizer(victim, training)
+        self.average = copy.deepcopy(victim).requires_grad_(False) if training.ema else None
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] = {}
+
+    def bar(self, done: int) -> tqdm[Any]:
+        return tqdm(total=self.training.epochs, initial=done, desc=self.name, unit="epoch", disable=not self.progress)
+
+    def classify(self, x: Tensor) -> Tensor:
+        enabled = self.training.mixed_precision and self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+            return self.victim.classifier(x).float()  # type: ignore[misc]
+
+    def epoch(self, epoch: int, bar: tqdm[Any]) -> None:
+        """One pass over the training clips, validation, and the history's next entry."""
+        t = self.training
+        change = Augmentation(t, epoch, self.sample_rate, self.noise, self.device)
+        objective = OBJECTIVES["gradient_penalty" if self.penalty else "standard"]
+        own = {"weight": self.penalty} if self.penalty else {}
+        n_batches = math.ceil(len(self.source.clips) / t.batch_size)
+        total, seen, rate = 0.0, 0, 0.0
+        self.victim.train()
+        for number, (x, y) in enumerate(batches(self.source, t, epoch, change)):
+            # At the middle of the step, so that a warm-up begins above 0.
+            rate = t.rate(epoch if t.schedule == "step" and not t.warmup_epochs else epoch + (number + 0.5) / n_batches)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            model: Callable[[Tensor], Tensor] = self.classify
+            if self.features:
+                x, y = change.mix(change.features(x), y)
+            else:
+                x, y = change.mix(x, y)
+                model = self._from_cut(change)
+            loss = objective(model, x, y, smoothing=t.label_smoothing, **own)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"{self.name}: the loss became {value} in epoch {epoch + 1}, batch {number + 1}; "
+                    "lower learning_rate or gradient_penalty, or set gradient_clip"
+                )
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if t.gradient_clip:
+                nn.utils.clip_grad_norm_(self.victim.parameters(), t.gradient_clip)
+            self.optimizer.step()
+            self.step += 1
+            self._follow()
+            total, seen = total + value * len(x), seen + len(x)
+            if (number + 1) % t.log_interval == 0:
+                bar.set_postfix(loss=f"{total / seen:.3f}", lr=f"{rate:.2g}", batch=f"{number + 1}/{n_batches}")
+        loss_valid, accuracy = self.validate()
+        entry = {
+            "epoch": epoch + 1,
+            "loss": total / seen,
+            "learning_rate": rate,
+            "validation_loss": loss_valid,
+            "validation_accuracy": accuracy,
+        }
+        self.history.append(entry)
+        if t.keep == "last" or not self.best or (accuracy, -loss_valid) > (self.best["accuracy"], -self.best["loss"]):
+            state = {key: value.detach().clone() for key, value in (self.average or self.victim).state_dict().items()}
+            self.best = {"epoch": epoch + 1, "accuracy": accuracy, "loss": loss_valid, "state": state}
+        bar.update()
+        bar.set_postfix(loss=f"{total / seen:.3f}", lr=f"{rate:.2g}", acc=f"{accuracy:.3f}")
+
+    def _from_cut(self, change: Augmentation) -> Callable[[Tensor], Tensor]:
+        def model(x: Tensor) -> Tensor:
+            for stage in self.tail.stages:
+                x = stage(x)
+            return self.classify(change.features(x) if x.dim() == 3 else x)
+
+        return model
+
+    def _follow(self) -> None:
+        """Move the average towards the weights; quickly in the first steps, when it has seen little."""
+        if self.average is None:
+            return
+        share = 1 - min(self.training.ema, self.step / (self.step + 10))
+        with torch.no_grad():
+            pairs = zip(self.average.state_dict().values(), self.victim.state_dict().values(), strict=True)
+            for mean, value in pairs:
+                mean.lerp_(value, share) if mean.is_floating_point() else mean.copy_(value)
+
+    @torch.no_grad()
+    def validate(self) -> tuple[float, float]:
+        """(mean cross-entropy, accuracy) on the validation clips."""
+        model = (self.average or self.victim).eval()
+        stages = list(model.stages)[len(self.source.head.stages) :]
+        total, right = 0.0, 0
+        for index in torch.arange(len(self.valid.clips)).split(self.training.batch_size):  # type: ignore[no-untyped-call]
+            x, y = self.valid(index), self.valid.clips.labels[index].to(self.device)
+            for stage in stages:
+                x = stage(x)
+            logits = model.classifier(x)  # type: ignore[misc]
+            total += F.cross_entropy(logits, y, reduction="sum").item()
+            right += int((logits.argmax(1) == y).sum())
+        return total / len(self.valid.clips), right / len(self.valid.clips)
+
+    def state(self) -> dict[str, Any]:
+        """Everything the next epoch depends on: tensors and plain values."""
+        return {
+            "weights": self.victim.state_dict(),
+            "average": self.average.state_dict() if self.average else {},
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "history": self.history,
+            "best": self.best,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.victim.load_state_dict(state["weights"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.history, self.best = state["step"], list(state["history"]), dict(state["best"])

@@ -1,0 +1,136 @@
+"""The keys of [TRAINING]: the seed's, then ours, whose defaults leave the seed's behaviour as it is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from src.registry import Count, Fraction, Natural, NonNegative, Positive
+
+NO_EFFECT = ("log_interval", "n_workers", "use_cuda", "gradient_penalty", "noise_dir")
+"""Keys that do not change the weights; the penalty and the noise of a training are remembered by their values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How models are trained.
+
+    Args:
+        log_interval: batches between updates of the progress bar.
+        scheduler_steps: epochs at which the step schedule multiplies the learning rate by lr_decay.
+        epochs: passes over the training clips.
+        use_cuda: train on the GPU where there is one.
+        learning_rate: of the optimizer, at its highest.
+        weight_decay: of the optimizer; adamw decouples it from the gradient.
+        gradient_penalty: weight of the L1 norm of the loss's gradient at penalty_stage; one model is trained per value.
+        lr_decay: factor of the step schedule.
+        batch_size: clips per step.
+        n_workers: accepted for old files, without effect: clips come from a memory map, which needs no workers.
+        optimizer: adam, adamw or sgd (Nesterov momentum).
+        momentum: of sgd.
+        beta2: second moment decay of adam and adamw.
+        decay_all: weight decay on biases and norms too, not only on weights of convolutions and linear layers.
+        gradient_clip: largest L2 norm of the parameters' gradient; 0 does not clip.
+        schedule: step, or cosine from learning_rate to 0.
+        warmup_epochs: the rate rises linearly from 0 over these first epochs.
+        label_smoothing: probability spread over all classes.
+        time_shift: largest shift of a clip either way, ms.
+        speed: a clip plays faster or slower by a factor of up to exp(speed), pitch included.
+        level: largest random gain either way, dB.
+        equalizer: standard deviation of a random smooth filter, dB.
+        reverb: probability that a clip gets a synthetic room.
+        noise: probability that a clip gets background noise.
+        noise_snr: lowest and highest signal-to-noise ratio of it, dB.
+        noise_dir: folder of noise recordings; empty for white noise alone.
+        vocal_tract: features are stretched along frequency by a factor of up to exp(vocal_tract); for mel bands.
+        frequency_masks: SpecAugment bands of frequencies hidden per clip.
+        frequency_mask_size: largest share of the frequencies that one hides.
+        time_masks: SpecAugment bands of frames hidden per clip.
+        time_mask_size: largest share of the frames that one hides.
+        mixup: alpha of the Beta distribution by which features and labels of two clips are mixed; 0 does not mix.
+        ema: decay per step of the weight average that is validated and saved; 0 keeps the last weights.
+        keep: weights that are saved: of the best epoch by validation accuracy (then lower loss), or the last.
+        penalty_stage: representation at which the gradient penalty is taken; auto for the classifier's input.
+        mixed_precision: bfloat16 in the classifier, on CUDA only.
+        seed: of initial weights, order, dropout and augmentation.
+    """
+
+    log_interval: Count = 100
+    scheduler_steps: tuple[Count, ...] = (20, 40)
+    epochs: Count = 30
+    use_cuda: bool = True
+    learning_rate: Positive = 0.001
+    weight_decay: NonNegative = 0.0
+    gradient_penalty: tuple[NonNegative, ...] = (0.0,)
+    lr_decay: NonNegative = 0.0001
+    batch_size: Count = 64
+    n_workers: Natural = 2
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    momentum: Fraction = 0.9
+    beta2: Fraction = 0.999
+    decay_all: bool = True
+    gradient_clip: NonNegative = 0.0
+    schedule: Literal["step", "cosine"] = "step"
+    warmup_epochs: NonNegative = 0.0
+    label_smoothing: Fraction = 0.0
+    time_shift: NonNegative = 0.0
+    speed: Fraction = 0.0
+    level: NonNegative = 0.0
+    equalizer: NonNegative = 0.0
+    reverb: Fraction = 0.0
+    noise: Fraction = 0.0
+    noise_snr: tuple[float, float] = (5.0, 30.0)
+    noise_dir: str = ""
+    vocal_tract: Fraction = 0.0
+    frequency_masks: Natural = 0
+    frequency_mask_size: Fraction = 0.15
+    time_masks: Natural = 0
+    time_mask_size: Fraction = 0.12
+    mixup: NonNegative = 0.0
+    ema: Fraction = 0.0
+    keep: Literal["best", "last"] = "best"
+    penalty_stage: str = "auto"
+    mixed_precision: bool = False
+    seed: Natural = 0
+
+    def __post_init__(self) -> None:
+        if not self.gradient_penalty:
+            raise ValueError("gradient_penalty needs at least one value (0 for none)")
+        if len(set(self.gradient_penalty)) < len(self.gradient_penalty):
+            raise ValueError("gradient_penalty names a value twice")
+        if self.noise_snr[0] > self.noise_snr[1]:
+            raise ValueError(f"noise_snr: the lowest ({self.noise_snr[0]:g}) is above the highest")
+        for key in ("beta2", "ema", "momentum"):
+            if getattr(self, key) == 1:
+                raise ValueError(f"{key} must be below 1")
+
+    def rate(self, epoch: float) -> float:
+        """The learning rate after `epoch` epochs, a fraction within one.
+
+        >>> Training(learning_rate=1.0, lr_decay=0.5, scheduler_steps=(2, 3)).rate(2.9)
+        0.5
+        """
+        if epoch < self.warmup_epochs:
+            return self.learning_rate * epoch / self.warmup_epochs
+        if self.schedule == "step":
+            return self.learning_rate * self.lr_decay ** sum(epoch >= step for step in self.scheduler_steps)
+        done = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1e-9)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    def identity(self) -> dict[str, Any]:
+        """The keys that change the weights, as plain values."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+            if key not in NO_EFFECT
+        }
+
+
+def model_name(model: str, gradient_penalty: float) -> str:
+    """The name under which a model is saved.
+
+    >>> model_name("cnn", 0.0), model_name("cnn", 1e-6)
+    ('cnn', 'cnn_penalty_1e-06')
+    """
+    return f"{model}_penalty_{gradient_penalty:g}" if gradient_penalty else model

@@ -1,0 +1,144 @@
+"""The classifiers: published sizes, the frozen copy, gradients of gradients, and inputs they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from src import checkpoint
+from src.registry import MODELS
+
+SHAPES = {
+    "cnn": (128, 321), "bc_resnet": (40, 101), "tc_resnet8": (40, 101), "rescnn": (64, 160), "resnet": (40, 101),
+}  # fmt: skip
+TINY = {"rescnn": {"width": 2}, "bc_resnet": {"width": 1}, "resnet": {"widths": (4, 8)}}
+EVERY = sorted(SHAPES)
+
+
+def n_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def tiny(name: str, n_classes: int = 4) -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS[name](n_classes=n_classes, shape=SHAPES[name], **TINY.get(name, {}))
+
+
+def test_every_model_is_tested() -> None:
+    assert set(MODELS.names()) <= set(SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_classes", "options", "published", "unit"),
+    [
+        ("cnn", 10, {}, 2.04, 1e6),
+        ("bc_resnet", 12, {"width": 1}, 9.2, 1e3),
+        ("bc_resnet", 12, {"width": 3}, 54.2, 1e3),
+        ("bc_resnet", 12, {"width": 8}, 321, 1e3),
+        ("rescnn", 10, {}, 24.18, 1e6),
+    ],
+)
+def test_published_parameter_counts(
+    name: str, n_classes: int, options: dict[str, int], published: float, unit: float
+) -> None:
+    model = MODELS[name](n_classes=n_classes, shape=SHAPES[name], **options)
+    digits = len(str(published).partition(".")[2])
+    assert round(n_parameters(model) / unit, digits) == published
+
+
+def test_tc_resnet8_has_66k_weights_and_statistics() -> None:
+    model = MODELS["tc_resnet8"](n_classes=12, shape=(40, 101))
+    statistics = sum(buffer.numel() for buffer in model.buffers() if buffer.is_floating_point())
+    assert round((n_parameters(model) + statistics) / 1e3) == 66
+
+
+def test_cnn_layers_are_the_seeds() -> None:
+    model = MODELS["cnn"](n_classes=10, shape=(128, 321))
+    linear = [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
+    assert linear == [(1728, 1024), (1024, 256), (256, 10)]
+
+
+def test_rescnn_pools_to_2048_per_frame() -> None:
+    model = MODELS["rescnn"](n_classes=10, shape=(64, 160))
+    assert (model.dense.in_features, model.dense.out_features) == (2048, 512)
+    narrow = MODELS["rescnn"](n_classes=10, shape=(64, 160), width=16)
+    assert n_parameters(narrow) < n_parameters(model) / 15
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_logits(name: str, batch: int) -> None:
+    model = tiny(name).eval()
+    x = torch.randn(batch, *SHAPES[name])
+    logits = model(x)
+    assert logits.shape == (batch, 4)
+    torch.testing.assert_close(logits[:1], model(x[:1]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_frozen_victim_is_the_same_function(name: str) -> None:
+    torch.manual_seed(1)
+    front_end = {"pad_seconds": 0.0, "hop_length": 250} if name == "cnn" else {}
+    victim = checkpoint.build(
+        model=name, model_options=TINY.get(name), front_end_options=front_end, classes="abcd", sample_rate=16000,
+        n_samples=16000,
+    )  # fmt: skip
+    x = torch.randn(4, 16000) * 0.1
+    victim.train()
+    with torch.no_grad():
+        for _ in range(3):  # so that the running statistics are not those of a fresh batch norm
+            victim(x * torch.rand(4, 1))
+    victim.eval()
+    frozen = victim.frozen()
+    torch.testing.assert_close(frozen(x), victim(x), atol=1e-5, rtol=1e-4)
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+    left = sum(isinstance(module, norms) for module in frozen.modules())
+    # Sub-spectral norms have statistics per band, which no convolution can take in; all others are folded.
+    assert left == (12 if name == "bc_resnet" else 0)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_gradient_of_the_gradient_norm(name: str) -> None:
+    model = tiny(name).double().eval()
+    x = torch.randn(2, *SHAPES[name], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), torch.tensor([0, 1])), x, create_graph=True)
+    penalty = gradient.square().sum()
+    weights = [p for p in model.parameters() if p.dim() > 1]
+    second = torch.autograd.grad(penalty, weights, allow_unused=True)
+    assert all(g is None or g.isfinite().all() for g in second)
+    # Along one weight tensor the derivative is the finite difference.
+    place = max(range(len(second)), key=lambda i: float(second[i].norm()) if second[i] is not None else 0.0)
+    weight, expected = weights[place], second[place]
+    direction = expected / expected.norm()
+
+    def value(step: float) -> float:
+        with torch.no_grad():
+            weight.add_(direction, alpha=step)
+        (g,) = torch.autograd.grad(F.cross_entropy(model(x), torch.tensor([0, 1])), x)
+        with torch.no_grad():
+            weight.sub_(direction, alpha=step)
+        return float(g.square().sum())
+
+    h = 1e-6
+    measured = (value(h) - value(-h)) / (2 * h)
+    assert measured == pytest.approx(float(expected.norm()), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "said"),
+    [
+        ("cnn", (40, 101), "44 x 44"),
+        ("bc_resnet", (64, 101), "multiple of 5"),
+        ("bc_resnet", (10, 101), "multiple of 5"),
+        ("tc_resnet8", (16000,), "freq, time"),
+        ("rescnn", (16000,), "freq, time"),
+        ("resnet", (8, 8), "at least"),
+        ("cnn", (16000,), "freq, time"),
+        ("bc_resnet", (16000,), "freq, time"),
+    ],
+)
+def test_unfit_features_are_refused(name: str, shape: tuple[int, ...], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        MODELS[name](n_classes=4, shape=shape)

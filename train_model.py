@@ -1,0 +1,83 @@
+"""Train one model per architecture and gradient penalty."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from src import checkpoint, figures, results, shell
+from src.config import Config
+from src.datasets import store
+from src.datasets.noise import load_noise
+from src.registry import MODELS
+from src.streams import derive_seed
+from src.training import fit
+from src.training.settings import model_name
+
+
+def main(config: Config, args: argparse.Namespace) -> None:
+    """Train every model of [MODEL] names with every value of [TRAINING] gradient_penalty.
+
+    Writes model_dir/NAME.pt and plots of loss, validation accuracy and learning rate. A finished training is not
+    repeated; an interrupted one goes on after its last whole epoch and ends with the same weights.
+    """
+    settings = config.training
+    train, valid = (store.load(config.data.data_dir, split) for split in ("train", "validation"))
+    noise = None
+    if settings.noise and settings.noise_dir:
+        noise = load_noise(Path(settings.noise_dir).expanduser(), train.sample_rate, train.n_samples)
+    device = torch.device("cuda" if settings.use_cuda and torch.cuda.is_available() else "cpu")
+    wanted = [(model, penalty) for model in config.model.names for penalty in settings.gradient_penalty]
+    victims = []
+    for model, _ in wanted:  # all are built first, so that a mistake is found before any work
+        named = config.frontend.name
+        front_end = MODELS[model].front_end if named == "auto" else named  # type: ignore[attr-defined]
+        torch.manual_seed(derive_seed(settings.seed, model))
+        victim = checkpoint.build(
+            model=model,
+            front_end=front_end,
+            model_options=config.component("MODEL", model),
+            front_end_options=config.component("FRONTEND", front_end),
+            classes=train.classes,
+            sample_rate=train.sample_rate,
+            n_samples=train.n_samples,
+        )
+        if settings.penalty_stage != "auto":
+            victim.split(settings.penalty_stage)
+        victims.append(victim)
+    rows = []
+    for (model, penalty), victim in zip(wanted, victims, strict=True):
+        name = model_name(model, penalty)
+        facts = fit(
+            victim,
+            train,
+            valid,
+            name=name,
+            model_dir=config.results.model_dir,
+            training=settings,
+            gradient_penalty=penalty,
+            noise=noise,
+            device=device,
+        )
+        note = " (synthetic speech)" if train.synthetic else ""
+        figures.training(config.results.plot_dir / f"training.{name}.png", facts["history"], title=f"{name}{note}")
+        rows.append(
+            {
+                "model": name,
+                "parameters": sum(parameter.numel() for parameter in victim.parameters()),
+                "epochs": len(facts["history"]),
+                "best_epoch": facts["best_epoch"],
+                "validation_accuracy": facts["validation_accuracy"],
+                "minutes": round(facts["seconds"] / 60, 2),
+            }
+        )
+    print(results.markdown(rows))
+    if train.synthetic:
+        print("SYNTHETIC SPEECH: a speech synthesizer spoke these clips.")
+    print(f"models: {config.results.model_dir}, plots: {config.results.plot_dir}")
+
+
+if __name__ == "__main__":
+    shell.run(main, ["TRAINING", "MODEL", "FRONTEND", "DATA", "RESULTS"])
