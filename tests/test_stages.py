@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from src.registry import FRONTENDS
+from src.stages.level import Level
 from src.stages.log_mel import Decibel, Log
 from src.stages.magnitude import WINDOWS, FastMagnitude, Magnitude, overlap_add, stft_norm
 from src.stages.mel import Mel
@@ -352,3 +353,14 @@ def test_bad_settings_are_refused():
     ):
         with pytest.raises(ValueError, match=r"need|unknown|must"):
             build()
+
+
+def test_level_brings_every_clip_to_the_same_rms(clips) -> None:
+    stage = Level(0.1)
+    x = clips.waveforms(slice(4)) * torch.tensor([1.0, 0.3, 2.0, 0.01])[:, None]
+    y = stage(x)
+    assert ((y.square().mean(1).sqrt() - 0.1).abs() < 0.01).sum() >= 3
+    torch.testing.assert_close(stage.inverse(y, x), x)
+    assert not stage(torch.zeros(1, 100)).any()
+    x64 = torch.randn(2, 50, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(stage, (x64,))

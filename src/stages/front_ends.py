@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from src.registry import FRONTENDS, Count, NonNegative, Positive
+from src.stages.level import Level
 from src.stages.log_mel import Decibel, Log
 from src.stages.magnitude import Magnitude
 from src.stages.mel import Mel
@@ -98,6 +99,8 @@ def linear_mel(
     hop_length: Count = 100,
     n_mels: Count = 128,
     divisor: Positive = 3569.0,
+    rms: NonNegative = 0.0,
+    normalize: str = "none",
 ) -> list[Stage]:
     """Power mel spectrogram without logarithm, of the zero-padded clip: the input of the keyword CNN of Pintor's study.
 
@@ -107,12 +110,14 @@ def linear_mel(
         hop_length: samples between frames.
         n_mels: number of mel bands.
         divisor: the features are divided by it.
+        rms: clips are brought to this level first; 0 leaves them as loud as they are.
+        normalize: none as published, or dataset, dataset_band, clip_mean, band_mean, clip, band or frame.
     """
-    stages: list[Stage] = []
+    stages: list[Stage] = [Level(rms)] if rms else []
     if round(pad_seconds * sample_rate) > n_samples:
         stages.append(Pad(round(pad_seconds * sample_rate)))
     stages += _mel(sample_rate, 0.0, n_fft, n_fft, hop_length, n_mels, 0.0, 0.0, False)
-    return [*stages, Scale(divisor, (0.0, float("inf")))]
+    return [*stages, Scale(divisor, (0.0, float("inf"))), *_normalize(normalize, n_mels)]
 
 
 @FRONTENDS.register("mfcc")
