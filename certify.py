@@ -63,7 +63,7 @@ def certify(
     team: Team,
 ) -> dict[float, list[dict[str, str]]]:
     """The rows of one model, by sigma; only those that are missing are computed."""
-    settings, device = config.certify, team.device(config.training.use_cuda)
+    settings, device = config.certify, team.device(getattr(config.training, "use_cuda", False))
     head, tail = victim.to(device).frozen().split(settings.stage)
     certifier = Certifier(head, tail, settings, clips.sample_rate, shaped)
     given = {
@@ -75,7 +75,7 @@ def certify(
     }
     found = {}
     for sigma in settings.sigma:
-        file = config.results.results_dir / "certify" / f"{path.stem}.{settings.space}.{sigma:g}.csv"
+        file = config.results.results_dir / "certify" / f"{path.stem}.{settings.space}.{sigma:g}.rows.csv"
         opening = (file, FIELDS, ["idx"], {**given, "sigma": sigma})
         if team.leads:
             results.Rows(*opening).close()  # takes in the parts that an interrupted run left

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import betaln
-from scipy.stats import beta, norm
+from scipy.special import betaln, log_ndtr, ndtr, ndtri
+from scipy.stats import beta
 
 TOLERANCE = 1e-9
 """Absolute error allowed to the root finder, given away so that it never enlarges a radius."""
@@ -43,12 +43,10 @@ def round_down(radius: float, digits: int = 6) -> float:
     return float(Context(prec=digits, rounding=ROUND_DOWN).create_decimal(Decimal(radius)))
 
 
-def log_wealth(k: Any, n: Any, z: Any) -> Any:
-    """Logarithm of the wealth against p = Phi(z) after k hits in n draws; arrays broadcast.
-
-    Works from z and not from p because radii far out have a p that float64 rounds to 1.
-    """
-    return betaln(k + 0.5, n - k + 0.5) - betaln(0.5, 0.5) - k * norm.logcdf(z) - (n - k) * norm.logsf(z)
+def log_wealth(k: Any, n: Any, log_p: Any, log_q: Any) -> Any:
+    """Logarithm of the wealth against a probability p, given as log p and log(1 - p), after k hits in n draws; arrays
+    broadcast. Logarithms, because far out float64 rounds p to 1."""
+    return betaln(k + 0.5, n - k + 0.5) - math.log(math.pi) - k * log_p - (n - k) * log_q
 
 
 class BettingTest:
@@ -62,7 +60,7 @@ class BettingTest:
 
     def __init__(self, targets: Sequence[float], n: int, alpha: float):
         self.z, self.limit, self.threshold = np.asarray(targets, dtype=np.float64), n, -math.log(alpha)
-        self.p = norm.cdf(self.z)
+        self.p, self.logs = ndtr(self.z), (log_ndtr(self.z), log_ndtr(-self.z))
         self.k = self.n = 0
         self.won = np.zeros(len(self.z), dtype=bool)
         self.lost = np.zeros(len(self.z), dtype=bool)
@@ -76,11 +74,11 @@ class BettingTest:
         """
         k = (self.k + np.cumsum(hits))[:, None]
         n = (self.n + np.arange(1, len(hits) + 1))[:, None]
-        crossed = log_wealth(k, n, self.z) >= self.threshold
+        crossed = log_wealth(k, n, *self.logs) >= self.threshold
         above = k > n * self.p
         # Only hits from here on, and still not won: giving up is always sound. With hits alone the wealth falls and
         # then rises, so its last value decides.
-        hopeless = log_wealth(k + self.limit - n, self.limit, self.z) < self.threshold
+        hopeless = log_wealth(k + self.limit - n, self.limit, *self.logs) < self.threshold
         won: np.ndarray = np.logical_or.accumulate(crossed & above) | self.won
         lost: np.ndarray = np.logical_or.accumulate((crossed & ~above) | (hopeless & ~won)) | self.lost
         decided: np.ndarray = np.all(won | lost, axis=1)
@@ -91,9 +89,12 @@ class BettingTest:
     def lower_z(self) -> float:
         """The largest z for which p >= Phi(z) is certain so far, or -inf where not even p >= 1/2 is."""
         best = max(self.z[self.won], default=-math.inf)
-        if 2 * self.k <= self.n or log_wealth(self.k, self.n, 0.0) < self.threshold:
+
+        def excess(z: float) -> float:
+            return float(log_wealth(self.k, self.n, log_ndtr(z), log_ndtr(-z)) - self.threshold)
+
+        if 2 * self.k <= self.n or excess(0.0) < 0:
             return float(best)
         # The wealth is at most 1 at k / n and at least 1 / alpha at 1/2: the bound lies between.
-        top = norm.ppf(self.k / self.n) if self.k < self.n else 40.0
-        root = brentq(lambda z: log_wealth(self.k, self.n, z) - self.threshold, 0.0, top, xtol=TOLERANCE / 2)
+        root = brentq(excess, 0.0, ndtri(self.k / self.n) if self.k < self.n else 40.0, xtol=TOLERANCE / 2)
         return float(max(best, root - TOLERANCE, 0.0))
