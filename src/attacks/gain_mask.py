@@ -1,6 +1,9 @@
 """An attack by gains on the clean spectrogram: x_adv = iSTFT((1 + m) STFT(x)). The loop goes through the inverse and
 the model's own analysis of the result, so what it finds is a real signal, not a spectrogram that no signal has, and
-silence stays silent."""
+silence stays silent.
+
+A gain weighs as much as its bin is loud, so the gradient is divided by the bin's power: that is the steepest direction
+per change of the waveform, and needs a small fraction of the change that equal steps of all gains need."""
 
 from __future__ import annotations
 
@@ -14,6 +17,9 @@ from src.losses import LOSSES, fooled
 from src.registry import Count, Positive
 from src.streams import Streams
 from src.threat import ThreatModel, column, norm_of
+
+FLOOR = 1e-4
+"""Bins weaker than this share of a clip's strongest count as that strong."""
 
 
 @attack("gain_mask", kind="budget", norms=("l2", "linf"))
@@ -29,7 +35,7 @@ def gain_mask(
     hop_length: Count = 128,
     max_gain_db: Positive = 12.0,
     steps: Count = 40,
-    step: Positive = 0.1,
+    step: Positive = 2.5,
     loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
     early_exit: bool = True,
 ) -> Tensor:
@@ -42,7 +48,7 @@ def gain_mask(
         hop_length: samples between frames.
         max_gain_db: a bin is amplified by at most this, attenuated by at most this.
         steps: gradient steps.
-        step: largest change of a gain per step, as a factor minus one.
+        step: step size in units of eps / steps.
         loss: what the steps climb.
         early_exit: an example stops at its first success; otherwise its loss is raised to the end.
     """
@@ -54,10 +60,14 @@ def gain_mask(
     low, high = 10 ** (-max_gain_db / 20) - 1, 10 ** (max_gain_db / 20) - 1
     eps, alive, best = finite_budgets(threat, x), torch.arange(len(x), device=x.device), Best(x)
     mine, gains = best, torch.zeros_like(spectrum.real)
+    magnitude = spectrum.abs()
+    power = magnitude.maximum(FLOOR * column(magnitude.flatten(1).amax(1), magnitude)).clamp_min(1e-12).square()
 
     def change(gains: Tensor, spectrum: Tensor) -> Tensor:
         return torch.istft(gains * spectrum, n_fft, hop_length, window=window, length=length)
 
+    # No more than the gains can reach at all, or the first step would leave nothing between the extremes.
+    pace = eps.minimum(high * norm_of(x, threat.norm)) * (step / steps)
     for iteration in range(steps + 1):
         x_adv = threat.project(x + change(gains, spectrum), x)
         grad, value, logits = gradient(model, x_adv, lambda logits, y=y: LOSSES[loss](logits, y, targeted))  # type: ignore[misc]
@@ -68,12 +78,16 @@ def gain_mask(
                 best.put(alive, mine)
                 if not len(keep):
                     return best.x
-                x, y, eps, alive, gains, grad, spectrum = (t[keep] for t in (x, y, eps, alive, gains, grad, spectrum))
+                x, y, eps, pace, alive, gains, grad, spectrum, power = (
+                    t[keep] for t in (x, y, eps, pace, alive, gains, grad, spectrum, power)
+                )
                 model, threat, mine = narrow(model, keep), threat.select(keep), mine.select(keep)
         leaf = gains.detach().requires_grad_(True)
         with torch.enable_grad():
             (grad,) = torch.autograd.grad(change(leaf, spectrum), leaf, threat.masked(grad))
-        gains = (gains + step * grad.sign()).clamp(low, high)
+        move = grad / power
+        reach = norm_of(threat.masked(change(move, spectrum)), threat.norm).clamp_min(1e-30)
+        gains = (gains + move * column(pace / reach, move)).clamp(low, high)
         size = norm_of(threat.masked(change(gains, spectrum)), threat.norm)
         gains = gains * column((eps / size.clamp_min(1e-30)).clamp(max=1), gains)
     best.put(alive, mine)
