@@ -227,3 +227,13 @@ def test_kenansville_says_what_it_cannot_do() -> None:
         run("kenansville", model, x[:, None], y, ThreatModel("l2"))
     with pytest.raises(ValueError, match="target"):
         run("kenansville", model, x, y, ThreatModel("l2"), targeted=True)
+
+
+@pytest.mark.parametrize("name", [*DECISIONS, "kenansville"])
+def test_decisions_keep_to_a_finite_budget(name: str) -> None:
+    model, x, y = problem()
+    model.b -= 0.9 * (x @ model.w + model.b)
+    model.b[2:] += 10
+    threat = ThreatModel("l2", 0.01)
+    keys = {} if name == "kenansville" else {"queries": 200}
+    assert threat.contains(run(name, model, x, y, threat, **keys), x).all()

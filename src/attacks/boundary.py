@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from src.attacks.core import Model, attack
-from src.attacks.decisions import Oracle, bisect, start
+from src.attacks.decisions import Oracle, bisect, start, within
 from src.attacks.queries import Task
 from src.registry import Count, Positive
 from src.streams import Streams
@@ -53,7 +53,7 @@ def boundary(
         keep = ((oracle.used < queries) & (distance > 0)).nonzero().flatten()
         result[alive] = point
         if not len(keep):
-            return result
+            return within(threat, result, x)
         if len(keep) < len(alive):  # the examples that are done leave the batch
             oracle = oracle.select(keep)
             point, alive, distance, side, ahead, side_hits, hits, tried = (

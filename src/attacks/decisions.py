@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.attacks.queries import Task
-from src.threat import column, norm_of
+from src.threat import ThreatModel, column, norm_of
 
 LEVELS = (1 / 64, 1 / 16, 1 / 4, 1, 4, 16)
 """Root mean square of the growing noise, in units of the clip's; bisection then finds the finer level."""
@@ -101,3 +101,8 @@ def bisect(oracle: Oracle, x_adv: Tensor, who: Tensor, steps: int) -> Tensor:
         low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
     closer = task.threat.clip(between(task.x, x_adv, high, task.threat.norm), task.x)
     return torch.where(column(who & (high < 1), x_adv), closer, x_adv)
+
+
+def within(threat: ThreatModel, x_adv: Tensor, x: Tensor) -> Tensor:
+    """x_adv, projected only where it is not legal: rounding in a needless projection could undo a success."""
+    return torch.where(column(threat.contains(x_adv, x), x), x_adv, threat.project(x_adv, x))

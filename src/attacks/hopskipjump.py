@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from src.attacks.core import Model, attack
-from src.attacks.decisions import Oracle, bisect, start
+from src.attacks.decisions import Oracle, bisect, start, within
 from src.attacks.queries import Task
 from src.registry import Count, Positive
 from src.streams import Streams
@@ -58,7 +58,7 @@ def hopskipjump(
         keep = ((oracle.used + count + HALVINGS + halvings <= queries) & (distance > 0)).nonzero().flatten()
         result[alive] = point
         if not len(keep):
-            return result
+            return within(threat, result, x)
         if len(keep) < len(alive):  # the examples that can afford no more, or need none, leave the batch
             oracle, point, alive, distance = oracle.select(keep), point[keep], alive[keep], distance[keep]
         task = oracle.task

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from src.attacks.core import Model, attack
-from src.attacks.decisions import Oracle
+from src.attacks.decisions import Oracle, within
 from src.attacks.queries import Task
 from src.registry import Count
 from src.streams import Streams
@@ -51,4 +51,4 @@ def kenansville(
         hit = oracle.ask(without(middle), silent & (high - low > 1))
         high = torch.where(hit, middle, high)
         low = torch.where(hit | (high - low <= 1), low, middle)
-    return torch.where(column(silent, x), without(high), x)
+    return within(threat, torch.where(column(silent, x), without(high), x), x)
