@@ -63,7 +63,7 @@ def certify(
     team: Team,
 ) -> dict[float, list[dict[str, str]]]:
     """The rows of one model, by sigma; only those that are missing are computed."""
-    settings, device = config.certify, team.device(getattr(config.training, "use_cuda", False))
+    settings, device = config.certify, team.device(config.training.use_cuda)
     head, tail = victim.to(device).frozen().split(settings.stage)
     certifier = Certifier(head, tail, settings, clips.sample_rate, shaped)
     given = {
