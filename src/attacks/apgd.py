@@ -1,6 +1,7 @@
 """Auto-PGD (Croce and Hein 2020): momentum, and a step that halves by example at fixed checkpoints when the loss
 oscillates or stalls, going on from the best point. In l1 the sparse variant of Croce and Hein (2021), whose share of
-changed entries adapts, run in balls of three, two and one times eps. The first step is 2 eps: with much fewer steps
+changed entries adapts, run in balls of three, two and one times eps; its steps keep the sizes of the gradient's entries
+where the paper takes signs, as equal steps never let one entry win. The first step is 2 eps: with much fewer steps
 than 100 it is weaker than plain PGD."""
 
 from __future__ import annotations
@@ -244,8 +245,8 @@ class _Run:
         flat = self.threat.masked(s.grad).abs().flatten(1)
         count = (s.density * flat.shape[1]).long().clamp(1, flat.shape[1])
         threshold = flat.sort(1, descending=True).values.gather(1, count[:, None] - 1)
-        direction = self.threat.masked(s.grad).sign() * (flat >= threshold).view_as(s.grad)
-        direction = direction / column(norm_of(direction, "l1"), s.x).clamp_min(1e-10)
+        direction = self.threat.masked(s.grad) * (flat >= threshold).view_as(s.grad)
+        direction = direction / column(norm_of(direction, "l1"), s.x).clamp_min(1e-30)
         return self.threat.project(s.x_adv + column(s.step, s.x) * direction, s.x)
 
     def _adapt_sparse(self, s: _State) -> Tensor:

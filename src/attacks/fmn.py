@@ -53,7 +53,8 @@ def fmn(
             else:
                 slope = norm_of(grad, DUAL[norm]).clamp_min(1e-30)
                 ahead = norm_of(x_adv - task.x, norm) + value.abs() / slope
-                grown = torch.where(smallest.isinf(), ahead, eps * (1 + change))
+                # Before the first success beyond the prediction: at the boundary itself nothing is adversarial.
+                grown = torch.where(smallest.isinf(), ahead, eps) * (1 + change)
                 eps = torch.where(success, (eps * (1 - change)).minimum(smallest), grown)
             length = cosine(iteration, steps, step, step / 100) * task.reach
             ball = replace(task.threat, eps=eps)

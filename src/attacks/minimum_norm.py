@@ -47,7 +47,7 @@ class Search:
         """(gradient of the margin within the mask, margin [batch], success [batch] bool) at x_adv; a success that is
         smaller than all before becomes the best."""
         grad, value, _ = gradient(self.model, x_adv, lambda logits: margin(logits, self.y, self.targeted))
-        return self.threat.masked(grad).nan_to_num_(0.0, 0.0, 0.0), value, self._enter(x_adv, value)
+        return self.threat.masked(grad).nan_to_num(0.0, 0.0, 0.0), value, self._enter(x_adv, value)
 
     def test(self, x_adv: Tensor) -> Tensor:
         """Success at x_adv, [batch] bool, from a forward pass alone."""
@@ -101,7 +101,7 @@ def minimize(
     out = x.clone()
     if len(todo):
         x, y, threat_todo, value, goal = x[todo], y[todo], threat.select(todo), value[todo], goal[todo]
-        grad = threat_todo.masked(grad[todo]).nan_to_num_(0.0, 0.0, 0.0)
+        grad = threat_todo.masked(grad[todo]).nan_to_num(0.0, 0.0, 0.0)
         reach = predicted(grad, value, x, threat.norm)
         task = Search(narrow(model, todo), x, y, threat_todo, targeted, grad, value, goal, reach, Best(x))
         search(task)
