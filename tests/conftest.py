@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+
 from src.datasets.store import Clips, to_int16
 
 torch.set_num_threads(int(os.environ.get("EARSHOT_THREADS", "1")))
@@ -66,3 +67,37 @@ def clips() -> Clips:
 def many_clips() -> Clips:
     """96 clips of 4 words, 1 s at 16 kHz: enough to train a tiny net on."""
     return make_clips(24)
+
+
+@pytest.fixture(scope="session")
+def trained_net(many_clips: Clips) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    """(frozen log-mel net trained in seconds, 16 waveforms it classifies rightly, their labels)."""
+    from src.stages.front_ends import log_mel
+    from src.victim import Victim
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(
+            torch.nn.Conv1d(40, 24, 5, 2), torch.nn.BatchNorm1d(24), torch.nn.ReLU(),
+            torch.nn.Conv1d(24, 24, 5, 2), torch.nn.BatchNorm1d(24), torch.nn.ReLU(),
+            torch.nn.AdaptiveAvgPool1d(1), torch.nn.Flatten(), torch.nn.Linear(24, len(WORDS)),
+        )  # fmt: skip
+        stages = log_mel(sample_rate=SAMPLE_RATE, n_samples=SAMPLE_RATE, normalize="clip_mean")
+        victim = Victim(stages, net, classes=WORDS, sample_rate=SAMPLE_RATE, n_samples=SAMPLE_RATE)
+        x, y = many_clips.waveforms(), many_clips.labels
+        with torch.no_grad():
+            features = x
+            for stage in stages:
+                features = stage(features)
+        optimizer = torch.optim.Adam(net.parameters(), 5e-3)
+        for _ in range(30):
+            for index in torch.randperm(len(y)).split(32):
+                loss = torch.nn.functional.cross_entropy(net(features[index]), y[index])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    frozen = victim.frozen()
+    with torch.no_grad():
+        right = (frozen(x).argmax(1) == y).nonzero().flatten()
+    chosen = right[:: max(1, len(right) // 16)][:16]
+    return frozen, x[chosen], y[chosen]
