@@ -32,6 +32,17 @@ def make_optimizer(victim: Victim, training: Training) -> torch.optim.Optimizer:
     return kind(groups, training.learning_rate, betas=(0.9, training.beta2))
 
 
+def faster_in_channels_last(classifier: nn.Module) -> bool:
+    """Whether all its convolutions are dense: those train up to twice as fast on CPU in channels_last.
+
+    A 1x1 convolution of fewer than 8 channels rules it out: with 4 channels and a stride, its weight gradient in
+    channels_last writes beyond its memory (torch 2.11 on an AMD CPU, "double free or corruption").
+    """
+    convolutions = [module for module in classifier.modules() if isinstance(module, nn.Conv2d)]
+    narrow = any(module.kernel_size == (1, 1) and module.in_channels < 8 for module in convolutions)
+    return bool(convolutions) and not narrow and all(module.groups == 1 for module in convolutions)
+
+
 class Run:
     """One training, epoch by epoch.
 
@@ -58,8 +69,7 @@ class Run:
         self.noise, self.sample_rate = noise, train.sample_rate
         classifier = victim.classifier
         assert classifier is not None
-        convolutions = [module for module in classifier.modules() if isinstance(module, nn.Conv2d)]
-        if convolutions and all(module.groups == 1 for module in convolutions):
+        if faster_in_channels_last(classifier):
             classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.features = stage == victim.representations[-1] and stage != WAVEFORM
         self.penalty = penalty

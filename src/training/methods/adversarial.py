@@ -1,0 +1,85 @@
+"""Adversarial training: PGD (Madry et al. 2018) and FGSM from a random start (Wong et al. 2020), in linf or l2."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from src.registry import METHODS, Count, Fraction, Positive
+from src.threat import ThreatModel, column
+from src.training.methods.subject import Subject
+
+
+def craft(subject: Subject, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, step_size: float) -> Tensor:
+    """Untargeted examples against label probabilities y, by `steps` steps of step_size * eps from a random start."""
+    eps = column(threat.budgets(x), x)
+    start = subject.uniform(x) if threat.norm == "linf" else threat.ascent(subject.normal(x))
+    x_adv = threat.project(x + start * eps, x)
+    with subject.quiet() as model:
+        for _ in range(steps):
+            leaf = x_adv.detach().requires_grad_()
+            loss = F.cross_entropy(model(leaf), y, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, leaf)
+            x_adv = threat.project(x_adv + step_size * eps * threat.ascent(gradient), x)
+    return x_adv.detach()
+
+
+def mixed(
+    subject: Subject, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, step_size: float, share: float
+) -> Tensor:
+    """Mean cross-entropy of a batch whose first `share` was replaced by adversarial examples."""
+    count = round(share * len(x))
+    if count:
+        x_adv = craft(subject, x[:count], y[:count], threat, steps, step_size)
+        x = torch.cat([x_adv, x[count:]])
+    return subject.loss(subject(x), y)
+
+
+@METHODS.register("fgsm")
+def fgsm(
+    subject: Subject,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: Positive = 0.0005,
+    norm: Literal["linf", "l2"] = "linf",
+    step_size: Positive = 1.25,
+    share: Fraction = 1.0,
+) -> Tensor:
+    """Adversarial training with one step from a random start; cheap, but watch the validation accuracy under PGD: it
+    can collapse within an epoch (catastrophic overfitting).
+
+    Args:
+        eps: budget at the training stage, in its units.
+        norm: of the perturbation.
+        step_size: of the single step, in units of eps.
+        share: of the batch that is adversarial.
+    """
+    return mixed(subject, x, y, ThreatModel(norm, eps, subject.bounds), 1, step_size, share)
+
+
+@METHODS.register("pgd")
+def pgd(
+    subject: Subject,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: Positive = 0.0005,
+    norm: Literal["linf", "l2"] = "linf",
+    steps: Count = 7,
+    step_size: Positive = 0.25,
+    share: Fraction = 1.0,
+) -> Tensor:
+    """Adversarial training with several projected steps from a random start.
+
+    Args:
+        eps: budget at the training stage, in its units.
+        norm: of the perturbation.
+        steps: gradient steps.
+        step_size: of one step, in units of eps.
+        share: of the batch that is adversarial.
+    """
+    return mixed(subject, x, y, ThreatModel(norm, eps, subject.bounds), steps, step_size, share)

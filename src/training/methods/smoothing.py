@@ -1,0 +1,123 @@
+"""Training for randomized smoothing: Gaussian augmentation (Cohen et al. 2019), consistency regularization (Jeong and
+Shin 2020), SmoothAdv (Salman et al. 2019) and MACER (Zhai et al. 2020), at the representation that will be smoothed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from src.registry import METHODS, Count, NonNegative, Positive
+from src.threat import ThreatModel
+from src.training.methods.subject import Subject
+
+
+def noisy(subject: Subject, x: Tensor, sigma: float, draws: int) -> Tensor:
+    """`draws` noisy copies of each example, one after the other, [batch * draws, ...]."""
+    x = x.repeat_interleave(draws, 0)
+    return x + sigma * subject.normal(x)
+
+
+@METHODS.register("gaussian")
+def gaussian(subject: Subject, x: Tensor, y: Tensor, *, sigma: Positive = 0.02) -> Tensor:
+    """Cross-entropy under Gaussian noise.
+
+    Args:
+        sigma: standard deviation of the noise, in units of the training stage; certify at the same one.
+    """
+    return subject.loss(subject(noisy(subject, x, sigma, 1)), y)
+
+
+@METHODS.register("consistency")
+def consistency(
+    subject: Subject,
+    x: Tensor,
+    y: Tensor,
+    *,
+    sigma: Positive = 0.02,
+    draws: Count = 2,
+    weight: NonNegative = 10.0,
+    entropy: NonNegative = 0.5,
+) -> Tensor:
+    """Gaussian training whose predictions must agree over noise draws.
+
+    Args:
+        sigma: standard deviation of the noise, in units of the training stage.
+        draws: noise draws per clip.
+        weight: of the mean divergence of the draws from their mean.
+        entropy: weight of the entropy of the mean.
+    """
+    logits = subject(noisy(subject, x, sigma, draws))
+    logs = logits.log_softmax(1).view(len(x), draws, -1)
+    mean = logs.exp().mean(1)
+    divergence = (mean[:, None] * (mean[:, None].clamp_min(1e-12).log() - logs)).sum(2).mean()
+    uncertainty = -(mean * mean.clamp_min(1e-12).log()).sum(1).mean()
+    return subject.loss(logits, y.repeat_interleave(draws, 0)) + weight * divergence + entropy * uncertainty
+
+
+@METHODS.register("smoothadv")
+def smoothadv(
+    subject: Subject,
+    x: Tensor,
+    y: Tensor,
+    *,
+    sigma: Positive = 0.02,
+    eps: Positive = 0.05,
+    draws: Count = 2,
+    steps: Count = 2,
+) -> Tensor:
+    """Adversarial training of the smoothed classifier: l2 steps on the mean probability over noise draws; the same
+    draws are used for the attack and for the loss.
+
+    Args:
+        sigma: standard deviation of the noise, in units of the training stage.
+        eps: l2 budget of the attack, in the same units.
+        draws: noise draws per clip.
+        steps: gradient steps, each of length 2 eps / steps.
+    """
+    threat = ThreatModel("l2", eps, subject.bounds)
+    noise = sigma * subject.normal(x.repeat_interleave(draws, 0))
+    x_adv = x
+    with subject.quiet() as model:
+        for _ in range(steps):
+            leaf = x_adv.detach().requires_grad_()
+            logs = model(leaf.repeat_interleave(draws, 0) + noise).log_softmax(1).view(len(x), draws, -1)
+            mean = logs.logsumexp(1) - math.log(draws)
+            (gradient,) = torch.autograd.grad(-(mean * y).sum(), leaf)
+            x_adv = threat.project(x_adv + 2 * eps / steps * threat.ascent(gradient), x)
+    return subject.loss(subject(x_adv.detach().repeat_interleave(draws, 0) + noise), y.repeat_interleave(draws, 0))
+
+
+@METHODS.register("macer")
+def macer(
+    subject: Subject,
+    x: Tensor,
+    y: Tensor,
+    *,
+    sigma: Positive = 0.02,
+    draws: Count = 8,
+    weight: NonNegative = 12.0,
+    margin: Positive = 8.0,
+    temperature: Positive = 16.0,
+) -> Tensor:
+    """Maximize the certified radius directly: a hinge on its soft estimate, for clips the smoothed model has right.
+
+    Args:
+        sigma: standard deviation of the noise, in units of the training stage.
+        draws: noise draws per clip.
+        weight: of the radius.
+        margin: radii beyond this many sigmas / 2 are not pushed further.
+        temperature: inverse temperature of the soft votes.
+    """
+    logits = subject(noisy(subject, x, sigma, draws)).view(len(x), draws, -1)
+    mean = logits.softmax(2).mean(1).clamp_min(1e-12)
+    error = -(y * mean.log()).sum(1)
+    votes = (logits * temperature).softmax(2).mean(1).clamp(1e-6, 1 - 1e-6)
+    label = y.argmax(1)
+    own = votes.gather(1, label[:, None]).squeeze(1)
+    other = votes.scatter(1, label[:, None], 0.0).amax(1).clamp_min(1e-6)
+    gap = torch.special.ndtri(own) - torch.special.ndtri(other)
+    right = (votes.argmax(1) == label) & (gap <= margin)
+    hinge = torch.where(right, margin - gap, torch.zeros_like(gap))
+    return (error + weight * sigma / 2 * hinge).mean()
