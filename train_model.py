@@ -18,7 +18,7 @@ from src.training.settings import model_name
 
 
 def main(config: Config, args: argparse.Namespace) -> None:
-    """Train every model of [MODEL] names with every value of [TRAINING] gradient_penalty.
+    """Train every model of [MODEL] names with every value of [TRAINING] gradient_penalty, by [TRAINING] method.
 
     Writes model_dir/NAME.pt and plots of loss, validation accuracy and learning rate. A finished training is not
     repeated; an interrupted one goes on after its last whole epoch and ends with the same weights.
@@ -44,12 +44,12 @@ def main(config: Config, args: argparse.Namespace) -> None:
             sample_rate=train.sample_rate,
             n_samples=train.n_samples,
         )
-        if settings.penalty_stage != "auto":
-            victim.split(settings.penalty_stage)
+        if settings.stage != "auto":
+            victim.split(settings.stage)
         victims.append(victim)
     rows = []
     for (model, penalty), victim in zip(wanted, victims, strict=True):
-        name = model_name(model, penalty)
+        name = model_name(model, penalty, settings.method)
         facts = fit(
             victim,
             train,
@@ -58,6 +58,7 @@ def main(config: Config, args: argparse.Namespace) -> None:
             model_dir=config.results.model_dir,
             training=settings,
             gradient_penalty=penalty,
+            options=config.component("TRAINING", settings.method),
             noise=noise,
             device=device,
         )

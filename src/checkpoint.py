@@ -37,7 +37,7 @@ def build(
     """
     builder = MODELS[model]
     front_end = builder.front_end if front_end == "auto" else front_end  # type: ignore[attr-defined]
-    recipe = {
+    recipe: dict[str, Any] = {
         "model": model,
         "front_end": front_end,
         "model_options": dict(model_options or {}),
@@ -98,7 +98,7 @@ def read(path: Path) -> dict[str, Any]:
         if isinstance(error, MemoryError):
             raise
         raise ValueError(f"{path}: not an Earshot checkpoint, or damaged ({type(error).__name__})") from None
-    return content  # type: ignore[no-any-return]
+    return content
 
 
 def save(path: Path, victim: Victim, facts: Mapping[str, Any]) -> None:

@@ -142,7 +142,7 @@ def reach(x_adv: Tensor, x: Tensor, threat: ThreatModel, success: Tensor) -> Ind
 
 def unhandled(chain: Chain, is_adaptive: bool) -> Indicator:
     """Stages without a gradient, or randomised, that the attack ran against without BPDA or EOT."""
-    names = [s.name for s in chain.stages if not s.differentiable or s.randomized]  # type: ignore[misc]
+    names = [str(s.name) for s in chain.stages if not s.differentiable or s.randomized]
     says = f"attacked without BPDA or EOT although needed: {', '.join(names)}; set adaptive = yes"
     return _above("not_adaptive", 0.0 if is_adaptive else float(len(names)), 0.0, says)
 

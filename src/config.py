@@ -24,6 +24,7 @@ from src.registry import (
     DEFENSES,
     FRONTENDS,
     INVERSIONS,
+    METHODS,
     MODELS,
     Key,
     Listed,
@@ -95,6 +96,7 @@ SECTIONS: dict[str, type] = {
     "CERTIFY": Certify,
 }
 COMPONENTS: dict[str, Registry] = {
+    "TRAINING": METHODS,
     "DATA": DATASETS,
     "FRONTEND": FRONTENDS,
     "MODEL": MODELS,

@@ -71,7 +71,7 @@ def keys_of(builder: Callable[..., Any]) -> list[Key]:
     """The config keys of a function or a keyword-only dataclass: its keyword-only parameters with a default."""
     is_class = inspect.isclass(builder)
     hints = get_type_hints(
-        builder if is_dataclass(builder) else builder.__init__ if is_class else builder,  # type: ignore[misc]
+        builder if is_dataclass(builder) else builder.__init__ if is_class else builder,
         include_extras=True,
     )
     texts = describe(builder.__doc__)
@@ -139,3 +139,4 @@ MODELS = Registry("model", "src.models")
 DEFENSES = Registry("defense", "src.defenses")
 ATTACKS = Registry("attack", "src.attacks")
 INVERSIONS = Registry("inversion", "src.inversion")
+METHODS = Registry("training method", "src.training.methods")

@@ -59,7 +59,7 @@ def test_pickled_code_is_never_executed(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_weights_of_another_front_end_are_refused(tmp_path: Path) -> None:
-    own = victim(model="cnn", front_end_options={"n_mels": 40})
+    own = victim(model="cnn", front_end_options={"n_mels": 96})
     checkpoint.save(tmp_path / "a.pt", own, {})
     content = checkpoint.read(tmp_path / "a.pt")
     content["recipe"]["front_end_options"] = {"n_mels": 64}

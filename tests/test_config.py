@@ -83,7 +83,7 @@ def test_experiments_are_valid(path: Path) -> None:
         ("[TRAINING]\nepochs = many\n", ":2", "epochs = many"),
         ("[ATTACK]\nnames = fgsm, pdg\n", ":2", "did you mean 'pgd'"),
         ("[MODEL]\nnames = cmn\n", ":2", "did you mean 'cnn'"),
-        ("[ATTACK.pgd]\nstepz = 3\n", ":2", "did you mean 'steps'"),
+        ("[ATTACK.pgd]\nrestart = 3\n", ":2", "did you mean 'restarts'"),
         ("[ATTACK.pdg]\nsteps = 3\n", ":1", "did you mean 'pgd'"),
         ("[TRAINING]\noptimizer = adm\n", ":2", "did you mean 'adam'"),
         ("[ATTACK]\neps = loud\n", ":2", "no budget"),

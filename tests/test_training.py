@@ -18,7 +18,9 @@ from src.datasets.noise import load_noise
 from src.datasets.store import Clips
 from src.registry import MODELS
 from src.training import Training, fit
-from src.training.objectives import gradient_penalty, standard
+from src.training.methods.gradient_penalty import gradient_penalty
+from src.training.methods.standard import standard
+from src.training.methods.subject import Subject
 from src.training.run import Run, faster_in_channels_last
 from src.training.settings import model_name
 from src.victim import Victim
@@ -207,7 +209,7 @@ def gradient_size(path: Path, clips: Clips, stage: str) -> float:
 
 @pytest.mark.parametrize("stage", ["auto", "log_mel", "waveform"])
 def test_penalty_shrinks_the_input_gradient(tmp_path: Path, clips: Clips, stage: str) -> None:
-    training = dataclasses.replace(FAST, epochs=8, penalty_stage=stage, keep="last")
+    training = dataclasses.replace(FAST, epochs=8, stage=stage, keep="last")
     place = "log_mel" if stage == "auto" else stage
     found = []
     for penalty in (0.0, 0.5 if stage != "waveform" else 1e-3):
@@ -221,7 +223,7 @@ def test_penalty_through_the_front_end_survives_digital_silence(tmp_path: Path, 
     samples = clips.samples.copy()
     samples[:, 8000:] = 0
     silent = dataclasses.replace(clips, samples=samples)
-    training = dataclasses.replace(FAST, epochs=1, penalty_stage="waveform")
+    training = dataclasses.replace(FAST, epochs=1, stage="waveform")
     train(tmp_path, silent, training, fresh(silent, "resnet"), gradient_penalty=1e-4)
     assert all(value.isfinite().all() for value in weights(tmp_path / "m.pt").values())
 
@@ -235,9 +237,10 @@ def test_penalty_of_a_linear_model_is_known() -> None:
 
     x, y = torch.randn(5, 3), torch.tensor([[1.0, 0.0]]).expand(5, 2)
     p = torch.sigmoid(x @ w)
-    expected = standard(model, x, y) + 0.3 * ((1 - p) * w.abs().sum()).mean()
-    torch.testing.assert_close(gradient_penalty(model, x, y, weight=0.3), expected)
-    assert gradient_penalty(model, x, y, weight=0.0) == standard(model, x, y)
+    subject = Subject(model, model, torch.nn.Identity(), (-1.0, 1.0), torch.Generator(), 0.0)
+    expected = standard(subject, x, y) + 0.3 * ((1 - p) * w.abs().sum()).mean()
+    torch.testing.assert_close(gradient_penalty(subject, x, y, weight=0.3), expected)
+    assert gradient_penalty(subject, x, y, weight=0.0) == standard(subject, x, y)
 
 
 def test_dataset_statistics_come_from_the_training_clips(tmp_path: Path, clips: Clips) -> None:
@@ -266,7 +269,7 @@ def test_not_a_number_stops_with_a_reason(tmp_path: Path, clips: Clips) -> None:
 
 def test_penalty_stage_must_exist(tmp_path: Path, clips: Clips) -> None:
     with pytest.raises(ValueError, match="no representation 'mell'"):
-        train(tmp_path, clips, dataclasses.replace(FAST, penalty_stage="mell"))
+        train(tmp_path, clips, dataclasses.replace(FAST, stage="mell"))
     assert not list(tmp_path.iterdir())
 
 

@@ -9,7 +9,7 @@ from src import checkpoint
 from src.victim import Victim
 
 CASES = [
-    ("cnn", "linear_mel", {}),
+    ("cnn", "linear_mel", {"divisor": 1.0}),
     ("bc_resnet", "log_mel", {"normalize": "dataset", "pre_emphasis": 0.97}),
     ("tc_resnet8", "mfcc", {}),
     ("bc_resnet", "log_mel", {"log": "db", "offset": 1e-10}),
@@ -50,9 +50,11 @@ def test_frozen_computes_the_same(clips, model: str, front_end: str, options: di
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 2)
     frozen = own.frozen()
-    x = clips.waveforms(slice(4)).requires_grad_()
+    # Noise, because in near silence a max-pool decides between values that differ by rounding alone.
+    noise = torch.randn(4, clips.n_samples, generator=torch.Generator().manual_seed(0))
+    x = (clips.waveforms(slice(4)) + 0.3 * noise).requires_grad_()
     logits, fast = own(x), frozen(x)
-    scale = logits.abs().max()
+    scale = logits.detach().abs().max()
     assert (logits - fast).abs().max() <= 1e-5 * max(1.0, float(scale))
     gradient, fast_gradient = (torch.autograd.grad(z.square().sum(), x)[0] for z in (logits, fast))
     assert (gradient - fast_gradient).norm() <= 1e-4 * gradient.norm()

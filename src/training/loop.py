@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def fit(
     model_dir: Path,
     training: Training,
     gradient_penalty: float = 0.0,
+    options: Mapping[str, Any] | None = None,
     noise: Tensor | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
@@ -44,6 +46,7 @@ def fit(
 
     Args:
         gradient_penalty: weight of the L1 norm of the input gradient; 0 trains without.
+        options: keys of the training method.
         noise: background recordings [k, samples] for the noise augmentation, or None for white noise.
         progress: show a progress bar over the epochs on stderr.
 
@@ -51,15 +54,16 @@ def fit(
         The facts stored with the model: settings, history, best epoch, accuracy, classes, seconds.
 
     Raises:
-        ValueError: the loss is no longer finite, or penalty_stage is no representation of this model.
+        ValueError: the loss is no longer finite, or stage is no representation of this model.
         OSError: cannot write; the files of before are still there.
     """
     device = torch.device(device)
-    penalty_stage = victim.representations[-1] if training.penalty_stage == "auto" else training.penalty_stage
-    victim.split(penalty_stage)  # refuses an unknown one before any work
+    stage = victim.representations[-1] if training.stage == "auto" else training.stage
+    victim.split(stage)  # refuses an unknown one before any work
     settings = {
         "training": training.identity(),
         "gradient_penalty": gradient_penalty,
+        "options": dict(options or {}),
         "recipe": victim.recipe,
         "data": {"train": digest(train), "validation": digest(valid)},
         "noise": 0 if noise is None else zlib.crc32(noise.cpu().numpy().tobytes()),
@@ -75,7 +79,9 @@ def fit(
     victim.to(device)
     fit_stages(list(victim.stages), train, device, training.seed)  # type: ignore[arg-type]
     state = resume(last, settings)
-    run = Run(victim, train, valid, penalty_stage, gradient_penalty, training, noise, device, name, progress)
+    method = "gradient_penalty" if gradient_penalty else training.method
+    own = {"weight": gradient_penalty} if gradient_penalty else dict(options or {})
+    run = Run(victim, train, valid, stage, method, own, training, noise, device, name, progress)
     if state:
         run.restore(state)
     start = time.perf_counter() - (state["seconds"] if state else 0.0)
@@ -97,6 +103,9 @@ def fit(
         "validation_accuracy": best["accuracy"],
         "validation_loss": best["loss"],
         "gradient_penalty": gradient_penalty,
+        "method": method,
+        "stage": stage,
+        "sigma": run.options.get("sigma", 0.0),
         "classes": list(train.classes),
         "source": train.source,
         "synthetic": train.synthetic,

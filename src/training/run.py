@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,8 +13,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from src.datasets.store import Clips
+from src.registry import ATTACKS, METHODS, keys_of
+from src.streams import Streams
+from src.threat import ThreatModel
 from src.training.batches import Augmentation, Source, batches, changes_waveform
-from src.training.objectives import OBJECTIVES
+from src.training.methods.subject import Subject
 from src.training.settings import Training
 from src.victim import WAVEFORM, Victim
 
@@ -48,7 +51,8 @@ class Run:
 
     Args:
         stage: representation that the objective sees as its input; the chain before it is fixed.
-        penalty: weight of the gradient penalty.
+        method: name of the training method.
+        options: its keys, where they are not at their default.
         name: for the progress bar and messages.
     """
 
@@ -58,7 +62,8 @@ class Run:
         train: Clips,
         valid: Clips,
         stage: str,
-        penalty: float,
+        method: str,
+        options: Mapping[str, Any],
         training: Training,
         noise: Tensor | None,
         device: torch.device,
@@ -72,12 +77,16 @@ class Run:
         if faster_in_channels_last(classifier):
             classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.features = stage == victim.representations[-1] and stage != WAVEFORM
-        self.penalty = penalty
+        self.method, self.bounds = method, victim.bounds(stage)
+        self.options = {key.name: key.default for key in keys_of(METHODS[method])} | dict(options)
         head, self.tail = victim.split(stage)
         # Every stage before the cut is fixed, so its copy with the fast forward serves.
         fixed = not any(parameter.requires_grad for parameter in head.parameters())
         head = victim.frozen().split(stage)[0] if fixed else head
         title = f"{name}: features" if progress else None
+        # The fast backwards of the frozen copy have no second derivative.
+        steps = self.tail.steps if method == "gradient_penalty" or not fixed else victim.frozen().split(stage)[1].steps
+        self.steps = [step.to(device) for step in steps]
         self.source = Source(train, head, device, changes_waveform(training), title)
         self.valid = Source(valid, head, device, False, title)
         self.optimizer = make_optimizer(victim, training)
@@ -98,8 +107,7 @@ class Run:
         """One pass over the training clips, validation, and the history's next entry."""
         t = self.training
         change = Augmentation(t, epoch, self.sample_rate, self.noise, self.device)
-        objective = OBJECTIVES["gradient_penalty" if self.penalty else "standard"]
-        own = {"weight": self.penalty} if self.penalty else {}
+        subject = self.subject(change)
         n_batches = math.ceil(len(self.source.clips) / t.batch_size)
         total, seen, rate = 0.0, 0, 0.0
         self.victim.train()
@@ -108,13 +116,8 @@ class Run:
             rate = t.rate(epoch if t.schedule == "step" and not t.warmup_epochs else epoch + (number + 0.5) / n_batches)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            model: Callable[[Tensor], Tensor] = self.classify
-            if self.features:
-                x, y = change.mix(change.features(x), y)
-            else:
-                x, y = change.mix(x, y)
-                model = self._from_cut(change)
-            loss = objective(model, x, y, smoothing=t.label_smoothing, **own)
+            x, y = change.mix(change.features(x) if self.features else x, y)
+            loss = METHODS[self.method](subject, x, y, **self.options)
             value = loss.item()
             if not math.isfinite(value):
                 raise ValueError(
@@ -122,7 +125,7 @@ class Run:
                     "lower learning_rate or gradient_penalty, or set gradient_clip"
                 )
             self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if t.gradient_clip:
                 nn.utils.clip_grad_norm_(self.victim.parameters(), t.gradient_clip)
             self.optimizer.step()
@@ -139,6 +142,9 @@ class Run:
             "validation_loss": loss_valid,
             "validation_accuracy": accuracy,
         }
+        if "eps" in self.options:
+            entry["validation_pgd_accuracy"] = self.validate_under_attack()
+            self._warn_of_collapse(entry["validation_pgd_accuracy"])
         self.history.append(entry)
         if t.keep == "last" or not self.best or (accuracy, -loss_valid) > (self.best["accuracy"], -self.best["loss"]):
             state = {key: value.detach().clone() for key, value in (self.average or self.victim).state_dict().items()}
@@ -146,13 +152,20 @@ class Run:
         bar.update()
         bar.set_postfix(loss=f"{total / seen:.3f}", lr=f"{rate:.2g}", acc=f"{accuracy:.3f}")
 
-    def _from_cut(self, change: Augmentation) -> Callable[[Tensor], Tensor]:
-        def model(x: Tensor) -> Tensor:
-            for stage in self.tail.stages:
-                x = stage(x)
-            return self.classify(change.features(x) if x.dim() == 3 else x)
+    def subject(self, change: Augmentation) -> Subject:
+        """What the method sees of the victim: everything from its stage on."""
 
-        return model
+        def noisy(x: Tensor) -> Tensor:
+            for step in self.steps:
+                x = step(x)
+            return self.classify(x if self.features or x.dim() != 3 else change.features(x))
+
+        def plain(x: Tensor) -> Tensor:
+            for step in self.steps:
+                x = step(x)
+            return self.classify(x)
+
+        return Subject(noisy, plain, self.victim, self.bounds, change.generator, self.training.label_smoothing)
 
     def _follow(self) -> None:
         """Move the average towards the weights; quickly in the first steps, when it has seen little."""
@@ -178,6 +191,33 @@ class Run:
             total += F.cross_entropy(logits, y, reduction="sum").item()
             right += int((logits.argmax(1) == y).sum())
         return total / len(self.valid.clips), right / len(self.valid.clips)
+
+    def validate_under_attack(self, steps: int = 10, most: int = 64) -> float:
+        """Accuracy on the first validation clips under PGD with the budget of the training."""
+        model = (self.average or self.victim).eval()
+        clips = self.valid.clips.select(range(min(most, len(self.valid.clips))))
+        x, y = self.valid(torch.arange(len(clips))), clips.labels.to(self.device)
+
+        def logits(x: Tensor) -> Tensor:
+            for step in self.steps:
+                x = step(x)
+            return model.classifier(x)  # type: ignore[misc]
+
+        threat = ThreatModel(self.options.get("norm", "l2"), self.options["eps"], self.bounds)
+        streams = Streams(self.training.seed, clips.ids, "validation")
+        x_adv = ATTACKS["pgd"](logits, x, y, threat, generator=streams, targeted=False, steps=steps)
+        with torch.no_grad():
+            return float((logits(x_adv).argmax(1) == y).float().mean())
+
+    def _warn_of_collapse(self, accuracy: float) -> None:
+        """Say so when the accuracy under PGD breaks down (catastrophic overfitting, Wong et al. 2020)."""
+        best = max((entry["validation_pgd_accuracy"] for entry in self.history), default=0.0)
+        if best > 0.2 and accuracy < best / 2:
+            epoch = len(self.history) + 1
+            tqdm.write(
+                f"{self.name}: accuracy under PGD fell from {best:.2f} to {accuracy:.2f} in epoch {epoch}: "
+                "catastrophic overfitting; use method = pgd, a smaller eps, or keep an earlier epoch"
+            )
 
     def state(self) -> dict[str, Any]:
         """Everything the next epoch depends on: tensors and plain values."""

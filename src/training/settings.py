@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from src.registry import Count, Fraction, Natural, NonNegative, Positive
+from src.registry import METHODS, Count, Fraction, Natural, NonNegative, Positive
 
 NO_EFFECT = ("log_interval", "n_workers", "use_cuda", "gradient_penalty", "noise_dir")
 """Keys that do not change the weights; the penalty and the noise of a training are remembered by their values."""
@@ -51,7 +51,8 @@ class Training:
         mixup: alpha of the Beta distribution by which features and labels of two clips are mixed; 0 does not mix.
         ema: decay per step of the weight average that is validated and saved; 0 keeps the last weights.
         keep: weights that are saved: of the best epoch by validation accuracy (then lower loss), or the last.
-        penalty_stage: representation at which the gradient penalty is taken; auto for the classifier's input.
+        method: training method.
+        stage: representation at which the method works (penalty, noise, attack); auto for the classifier's input.
         mixed_precision: bfloat16 in the classifier, on CUDA only.
         seed: of initial weights, order, dropout and augmentation.
     """
@@ -90,7 +91,8 @@ class Training:
     mixup: NonNegative = 0.0
     ema: Fraction = 0.0
     keep: Literal["best", "last"] = "best"
-    penalty_stage: str = "auto"
+    method: METHODS.Name = "standard"  # type: ignore[name-defined]
+    stage: str = "auto"
     mixed_precision: bool = False
     seed: Natural = 0
 
@@ -99,6 +101,12 @@ class Training:
             raise ValueError("gradient_penalty needs at least one value (0 for none)")
         if len(set(self.gradient_penalty)) < len(self.gradient_penalty):
             raise ValueError("gradient_penalty names a value twice")
+        if any(self.gradient_penalty) and self.method != "standard":
+            raise ValueError(f"gradient_penalty goes with method = standard, not {self.method}")
+        if self.method == "gradient_penalty":
+            raise ValueError(
+                "method = gradient_penalty is chosen by the weights in gradient_penalty; leave the method out"
+            )
         if self.noise_snr[0] > self.noise_snr[1]:
             raise ValueError(f"noise_snr: the lowest ({self.noise_snr[0]:g}) is above the highest")
         for key in ("beta2", "ema", "momentum"):
@@ -119,18 +127,22 @@ class Training:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def identity(self) -> dict[str, Any]:
-        """The keys that change the weights, as plain values."""
+        """The keys that change the weights, as plain values; without those at their default, so that a key that is
+        added later does not make old models look foreign."""
+        plain = asdict(Training())
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
-            if key not in NO_EFFECT
+            if key not in NO_EFFECT and value != plain[key]
         }
 
 
-def model_name(model: str, gradient_penalty: float) -> str:
+def model_name(model: str, gradient_penalty: float, method: str = "standard") -> str:
     """The name under which a model is saved.
 
-    >>> model_name("cnn", 0.0), model_name("cnn", 1e-6)
-    ('cnn', 'cnn_penalty_1e-06')
+    >>> model_name("cnn", 0.0), model_name("cnn", 1e-6), model_name("cnn", 0.0, "pgd")
+    ('cnn', 'cnn_penalty_1e-06', 'cnn_pgd')
     """
+    if method != "standard":
+        return f"{model}_{method}"
     return f"{model}_penalty_{gradient_penalty:g}" if gradient_penalty else model

@@ -1,0 +1,94 @@
+"""Run the benchmarks and write RESULTS.md: every number is a ratio measured in one run on the same clips.
+
+    python benchmarks/run.py [--model MODEL.pt] [--data FOLDER] [--only attacks,certify] [--repeats 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from benchmarks import attacks, certify, data_path, front_end, inversion  # noqa: E402
+from src import checkpoint, results  # noqa: E402
+from src.datasets import store  # noqa: E402
+from src.datasets.prepare import Data, prepare  # noqa: E402
+from src.victim import Victim  # noqa: E402
+
+NAMES = ("data_path", "front_end", "inversion", "attacks", "certify")
+
+
+def processor() -> str:
+    """The machine by name."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{name}, {os.cpu_count()} CPUs, {'CUDA ' + torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}"
+
+
+def test_clips(data: Path, folder: Path) -> store.Clips:
+    """The test split of the keywords."""
+    prepare(Data(source="speech_commands", data_dir=folder), {"source_dir": data})
+    return store.load(folder, "test")
+
+
+def measure(name: str, victim: Victim, clips: store.Clips, data: Path, repeats: int) -> list[dict[str, Any]]:
+    """The rows of one benchmark."""
+    x = clips.waveforms(torch.arange(0, len(clips), max(1, len(clips) // 64))[:64])
+    if name == "data_path":
+        return data_path.run(data, repeats)
+    if name == "front_end":
+        return front_end.run(x, clips.sample_rate, repeats)
+    if name == "inversion":
+        return inversion.run(x[:16], clips.sample_rate, repeats)
+    if name == "attacks":
+        return attacks.run(victim, x, repeats)
+    return certify.run(victim, x[0], repeats)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=ROOT / "data/keywords_study/models/resnet.pt")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data/speech_commands")
+    parser.add_argument("--only", default=",".join(NAMES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/RESULTS.md")
+    args = parser.parse_args()
+    chosen = args.only.split(",")
+    if not args.data.is_dir() or not set(chosen) <= set(NAMES):
+        print(f"error: need the folder {args.data} and names out of {', '.join(NAMES)}", file=sys.stderr)
+        sys.exit(2)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        clips = test_clips(args.data, Path(folder) / "store")
+        try:
+            victim, _ = checkpoint.load(args.model)
+        except (OSError, ValueError) as error:
+            print(f"error: {error}; train it: make study CONFIG=experiments/keywords.ini", file=sys.stderr)
+            sys.exit(2)
+        rows = []
+        for name in chosen:
+            found = measure(name, victim, clips, args.data, args.repeats)
+            print(results.markdown([{"note": "", **row} for row in found]))
+            rows += [{"note": "", **row} for row in found]
+    fields = ("benchmark", "what", "ours", "peer", "unit", "ratio", "note")
+    table = results.markdown([{field: row[field] for field in fields} for row in rows])
+    head = (
+        f"# Benchmarks\n\n`make bench` on {processor()}; one thread, median of {args.repeats}; ratio = how many times better"
+        " than the peer ours is, measured in the same run on the same clips.\n\n"
+    )
+    results.write_text(args.out, head + table)
+    print(f"written: {args.out}")
+
+
+if __name__ == "__main__":
+    main()
