@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from src.results import write_bytes
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG and release it."""
+def save(figure: Figure, path: Path, crop: bool = True) -> None:
+    """Write the figure as PNG and release it; `crop` cuts the margins, at the price of drawing twice."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight" if crop else None)
     plt.close(figure)
     write_bytes(path, buffer.getvalue())
 
@@ -114,8 +114,8 @@ def spectrograms(path: Path, panels: Sequence[tuple[str, np.ndarray]], sample_ra
         figure.colorbar(image, ax=axes, label="level (dB of full scale)")
     if note:
         figure.text(0.01, 0.005, note, fontsize=8)
-    figure.tight_layout()
-    save(figure, path)
+    figure.subplots_adjust(0.045, 0.15, 0.965, 0.91, wspace=0.18)
+    save(figure, path, crop=False)
 
 
 def confusion(path: Path, counts: Sequence[Sequence[int]], classes: Sequence[str], *, title: str) -> None:

@@ -95,7 +95,7 @@ class ThreatModel:
         eps: the budget, in units of the attacked representation; a number or a tensor [batch];
             inf for minimum-norm attacks.
         bounds: lowest and highest legal value of the attacked representation.
-        mask: bool, broadcastable to the input; False entries must not change. None: all may.
+        mask: bool [batch or 1, ...], broadcastable to the input; False entries must not change. None: all may.
     """
 
     norm: str = "linf"

@@ -26,7 +26,7 @@ def attack(
     """Decorator: register `function(model, x, y, threat, *, generator, targeted, <config keys>) -> x_adv`.
 
     It runs without autograd (the function asks for the gradients it wants), never on an empty batch, and only with
-    what it can do.
+    what it can do. What a minimum-norm attack finds is projected onto a finite budget that is too small for it.
 
     Args:
         kind: stay within a budget, or find the smallest perturbation that succeeds.
@@ -46,7 +46,11 @@ def attack(
             if not len(x):
                 return x.clone()
             with torch.no_grad():
-                return function(model, x, y, threat, generator=generator, targeted=targeted, **keys)
+                x_adv = function(model, x, y, threat, generator=generator, targeted=targeted, **keys)
+                if kind == "minimum_norm":  # the smallest one found may still be larger than a finite budget
+                    inside = column(threat.contains(x_adv, x), x)
+                    x_adv = torch.where(inside, x_adv, threat.project(x_adv, x))
+            return x_adv
 
         checked.kind, checked.norms, checked.targetable = kind, norms, targetable  # type: ignore[attr-defined]
         return ATTACKS.register(name)(checked)

@@ -2,10 +2,10 @@
 binary search for c per example.
 
 Image defaults fail on waveforms (one Adam step of 0.01 on 16,000 samples has an L2 norm of 1.26), so lengths are
-measured in the distance r to the boundary that the first gradient predicts, margin / ||gradient||: a step moves an
-example by `learning_rate` * r, and c is a multiple of 2 margin / ||gradient||^2, which balances both terms at r. Adam's
-second moment is one number per example, so that a step follows the gradient instead of its signs: sign-like steps
-spread over silent samples and cost L2."""
+measured in the norm r of a first success that is found along the gradient: a step moves an example by `learning_rate`
+* r, and c is a multiple of 2 r^2 / margin, which balances both terms at r where the model is linear. Adam's second
+moment is one number per example, so that a step follows the gradient instead of its signs: sign-like steps spread over
+silent samples and cost L2."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from src.registry import Count, NonNegative, Positive
 from src.streams import Streams
 from src.threat import ThreatModel, column, norm_of
 
+CROSSING_STEPS, GROWTH = 20, 1.4
+"""Steps that look for a first success, and how much longer each is than the one before."""
 SLACK = 1e-4
 """Share of the clean margin that a success must clear: rounding must not undo it on another copy of the model."""
 
@@ -45,21 +47,15 @@ def cw(
     Args:
         search_steps: values of c tried per example.
         steps: gradient steps per value of c.
-        learning_rate: length of the first steps, in predicted distances to the boundary; it decays to zero.
-        initial_c: first weight of the misclassification term, in units of the predicted one.
+        learning_rate: length of the first steps, in norms of the first success found; it decays to zero.
+        initial_c: first weight of the misclassification term, in units of the one that balances a linear model.
         confidence: margin between the logits that a success must have.
         abort_early: an example stops when its objective no longer falls.
     """
-    grad, value, _ = gradient(model, x, lambda logits: margin(logits, y, targeted))
-    slope = norm_of(threat.masked(grad), "l2").clamp_min(1e-20)
-    needed = value.abs() * (1 + SLACK) + confidence
-    # A saturated model predicts absurd distances: a tenth of the clip's own norm is loud (20 dB SNR).
-    level = norm_of(x, "l2") / 10
-    reach = (needed / slope).minimum(torch.where(level > 0, level, math.inf)).nan_to_num(posinf=1.0)
-    goal = confidence + SLACK * value.abs()
-    c = initial_c * 2 * reach / slope
-    low, high = torch.zeros_like(c), torch.full_like(c, math.inf)
     best = Best(x)
+    reach, needed, goal = _first_crossing(model, x, y, threat, best, confidence, targeted)
+    c = initial_c * 2 * reach.square() / needed
+    low, high = torch.zeros_like(c), torch.full_like(c, math.inf)
     for _ in range(search_steps):
         found = _descend(
             model, x, y, threat, best, c, goal, reach * learning_rate,
@@ -68,7 +64,39 @@ def cw(
         high = torch.where(found, c, high)
         low = torch.where(found, low, c)
         c = torch.where(high.isinf(), c * 10, torch.where(low == 0, high / 10, (low * high).sqrt()))
-    return threat.project(best.x, x)
+    return best.x
+
+
+def _first_crossing(
+    model: Model, x: Tensor, y: Tensor, threat: ThreatModel, best: Best, confidence: float, targeted: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Follow the gradient of the margin in growing steps until it is large enough; the first step is 1 % longer than
+    a linear model would need. Successes go into `best`.
+
+    Returns:
+        norm of the first success (or of the last try), margin to gain, margin to reach; [batch] each.
+    """
+    x_adv, reach = x.clone(), x.new_zeros(len(x))
+    needed = goal = length = reach
+    for trial in range(CROSSING_STEPS + 1):
+        grad, value, _ = gradient(model, x_adv, lambda logits: margin(logits, y, targeted))
+        if trial == 0:
+            goal = confidence + SLACK * value.abs()
+            needed = (goal - value).clamp_min(1e-12)
+            length = needed / norm_of(threat.masked(grad), "l2").clamp_min(1e-20)
+            # A saturated model predicts absurd lengths: 20 dB below the clip is loud.
+            level = norm_of(x, "l2") / 10
+            length = length.minimum(torch.where(level > 0, level, math.inf)).nan_to_num(posinf=1.0) * 1.01
+        done = best.success
+        size = norm_of(x_adv - x, "l2")
+        reach = torch.where(done, reach, size)
+        best.update(x_adv, -size.square(), value > goal, first=True)
+        if trial == CROSSING_STEPS or (trial % every(x) == 0 and bool(best.success.all())):
+            break
+        direction = threat.masked(grad)
+        direction = direction / column(norm_of(direction, "l2"), x).clamp_min(1e-30)
+        x_adv = threat.clip(x_adv + direction * column(length * GROWTH**trial, x), x)
+    return reach.clamp_min(1e-12), needed, goal
 
 
 def _descend(

@@ -44,7 +44,7 @@ class Attack:
     eot_draws: Count = 10
     batch_size: Count = 64
     seed: Natural = 0
-    wavs: Natural = 10
+    wavs: Natural = 5
     speech: bool = True
     checks: Natural = 8
 

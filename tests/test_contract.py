@@ -1,0 +1,134 @@
+"""What every registered attack promises, whoever wrote it: inside the ball, the bounds and the mask; the same under a
+seed, singly or in a batch; inputs, parameters and mode untouched; any rank."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from src.evaluation import Attack
+from src.registry import ATTACKS
+from src.streams import Streams
+from src.threat import ThreatModel, norm_of
+
+QUICK = {
+    "steps": 4, "queries": 100, "search_steps": 2, "masking_steps": 3, "rounds": 3, "iterations": 5, "targets": 2,
+    "shrink_steps": 2, "refine": 3,
+}  # fmt: skip
+CASES = [(name, norm) for name in ATTACKS.names() for norm in ATTACKS[name].norms]
+EPS = {"linf": 0.02, "l2": 0.4, "l1": 6.0, "l0": 40.0}
+
+
+class Net(nn.Module):
+    """A small smooth net with batch norm, in float64 so that sums over a batch decide nothing."""
+
+    def __init__(self, entries: int):
+        super().__init__()
+        torch.manual_seed(1)
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(entries, 24), nn.BatchNorm1d(24), nn.Tanh(), nn.Dropout(0.5), nn.Linear(24, 5)
+        ).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(3 * x)
+
+
+def problem(*shape: int) -> tuple[Net, Tensor, Tensor, Tensor]:
+    """(net in evaluation mode, inputs in [-0.5, 0.5], labels that the net gives, mask of the first three quarters)."""
+    net = Net(math.prod(shape)).eval()
+    x = (torch.rand(4, *shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64) - 0.5).clamp(-0.4, 0.4)
+    mask = (torch.arange(shape[-1]) < shape[-1] * 3 // 4).expand(4, *[1] * (len(shape) - 1), -1)
+    with torch.no_grad():
+        return net, x, net(x).argmax(1), mask
+
+
+def quick(name: str) -> dict[str, int]:
+    return {key.name: QUICK[key.name] for key in ATTACKS.keys(name) if key.name in QUICK}
+
+
+def run(
+    name: str, net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, ids: str = "abcd", **keys: bool
+) -> Tensor:
+    generator = Streams(0, ids, name)
+    return ATTACKS[name](net, x, y, threat, **{"generator": generator, "targeted": False, **quick(name), **keys})
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_waveforms(name: str, norm: str) -> None:
+    net, x, y, mask = problem(640)
+    before = [x.clone(), y.clone(), *(p.clone() for p in net.state_dict().values())]
+    modes = [module.training for module in net.modules()]
+    threat = ThreatModel(norm, torch.linspace(0.5, 1.0, 4, dtype=torch.float64) * EPS[norm], (-0.5, 0.5), mask)
+    x_adv = run(name, net, x, y, threat)
+    assert x_adv.shape == x.shape
+    assert x_adv.dtype == x.dtype
+    assert not x_adv.requires_grad
+    assert threat.contains(x_adv, x).all()
+    assert torch.equal(x_adv[..., 480:], x[..., 480:]), "the masked part is bitwise the same"
+    assert torch.equal(run(name, net, x, y, threat), x_adv), "the same under the same seed"
+    for old, new in zip(before, [x, y, *net.state_dict().values()], strict=True):
+        assert torch.equal(old, new)
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+    assert [module.training for module in net.modules()] == modes
+    if getattr(ATTACKS[name], "per_example", True):
+        for i in (0, 3):
+            only = torch.tensor([i])
+            alone = run(name, net, x[only], y[only], threat.select(only), "abcd"[i])
+            torch.testing.assert_close(alone, x_adv[only], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ATTACKS.names())
+def test_spectra(name: str) -> None:
+    net, x, y, mask = problem(8, 32)
+    threat = ThreatModel(ATTACKS[name].norms[0], EPS[ATTACKS[name].norms[0]], (-0.5, math.inf), mask)
+    try:
+        x_adv = run(name, net, x, y, threat)
+    except ValueError as error:  # made for waveforms: says so
+        if "waveform" not in str(error):
+            raise
+        return
+    assert threat.contains(x_adv, x).all()
+    assert torch.equal(x_adv[..., 24:], x[..., 24:])
+
+
+@pytest.mark.parametrize("name", ATTACKS.names())
+def test_empty_batch_wrong_norm_and_targets(name: str) -> None:
+    net, x, y, _ = problem(640)
+    norm = ATTACKS[name].norms[0]
+    assert run(name, net, x[:0], y[:0], ThreatModel(norm, 0.1, (-0.5, 0.5)), "").shape == (0, 640)
+    wrong = next((n for n in EPS if n not in ATTACKS[name].norms), None)
+    if wrong:
+        with pytest.raises(ValueError, match="choices"):
+            run(name, net, x, y, ThreatModel(wrong, 0.1))
+        if ATTACKS[name].kind == "budget":
+            with pytest.raises(ValueError, match=wrong):
+                Attack(names=(name,), norm=wrong)
+    if not ATTACKS[name].targetable:
+        with pytest.raises(ValueError, match="target"):
+            run(name, net, x, y, ThreatModel(norm, 0.1), targeted=True)
+
+
+@pytest.mark.parametrize("name", [n for n in ATTACKS.names() if ATTACKS[n].targetable])
+def test_targeted_runs(name: str) -> None:
+    net, x, y, _ = problem(640)
+    threat = ThreatModel(ATTACKS[name].norms[0], EPS[ATTACKS[name].norms[0]], (-0.5, 0.5))
+    x_adv = run(name, net, x, (y + 1) % 5, threat, targeted=True)
+    assert threat.contains(x_adv, x).all()
+
+
+@pytest.mark.parametrize("name", [n for n in ATTACKS.names() if ATTACKS[n].kind == "minimum_norm"])
+def test_minimum_norm_without_a_budget(name: str) -> None:
+    net, x, y, _ = problem(640)
+    x_adv = run(name, net, x, y, ThreatModel(ATTACKS[name].norms[0], math.inf, (-0.5, 0.5)))
+    assert ThreatModel(bounds=(-0.5, 0.5)).contains(x_adv, x).all()
+
+
+@pytest.mark.parametrize("name", ["random_signs", "random_uniform", "random_gaussian"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_controls_have_the_whole_size(name: str, norm: str) -> None:
+    net, x, y, mask = problem(640)
+    x_adv = run(name, net, x, y, ThreatModel(norm, EPS[norm], mask=mask))
+    torch.testing.assert_close(norm_of(x_adv - x, norm), torch.full((4,), EPS[norm], dtype=x.dtype))

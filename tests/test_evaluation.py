@@ -1,0 +1,268 @@
+"""The judge: feasibility, success at the stage, in audio and on the wav; rows whatever the batch size; their sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from src import results
+from src.attacks import core
+from src.datasets.store import Clips
+from src.evaluation import FIELDS, Attack, Evaluation, Outcome, summary
+from src.evaluation.evaluate import Counter
+from src.evaluation.masks import sample_mask
+from src.registry import ATTACKS, INVERSIONS
+from src.stages.front_ends import log_mel
+from src.threat import Budget
+from src.victim import Victim
+from tests.conftest import SAMPLE_RATE, WORDS
+
+
+@pytest.fixture(scope="module")
+def victim(clips: Clips) -> Victim:
+    """A small net fitted to the clips themselves, so that it has something to lose."""
+    torch.manual_seed(0)
+    stages = log_mel(sample_rate=SAMPLE_RATE, n_samples=SAMPLE_RATE, hop_length=400, n_mels=20, normalize="clip_mean")
+    net = nn.Sequential(
+        nn.AvgPool1d(4, ceil_mode=True), nn.Flatten(), nn.Linear(20 * 11, 32), nn.Tanh(), nn.Linear(32, 4)
+    )
+    victim = Victim(stages, net, classes=WORDS, sample_rate=SAMPLE_RATE, n_samples=SAMPLE_RATE)
+    head, tail = victim.split("normalize")
+    with torch.no_grad():
+        features = head(clips.waveforms())
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(30):
+        noisy = features + 0.3 * torch.randn_like(features)
+        loss = nn.functional.cross_entropy(tail(noisy), clips.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (victim.eval()(clips.waveforms()).argmax(1) == clips.labels).float().mean() > 0.8
+    return victim
+
+
+def through_a_wav(folder: Path):
+    def listen(example: str, x: np.ndarray) -> np.ndarray:
+        results.write_wav(folder / "clip.wav", x, SAMPLE_RATE)
+        return results.read_wav(folder / "clip.wav")
+
+    return listen
+
+
+def outcomes(
+    victim: Victim, clips: Clips, folder: Path, name: str, eps: str | None, inversion: str = "gain_mask", **keys: object
+) -> list[Outcome]:
+    settings = Attack(**{"speech": False, **keys})
+    judge = Evaluation(victim, settings, INVERSIONS[inversion], torch.device("cpu"))
+    budget = None if eps is None else Budget.parse(eps)
+    options = {"pgd": {"steps": 8}, "cw": {"steps": 60, "search_steps": 3}}.get(name, {})
+    return list(judge.run(clips, name, options, budget, through_a_wav(folder)))
+
+
+def padded(clips: Clips, length: int = 10000) -> Clips:
+    samples = np.array(clips.samples)
+    samples[:, length:] = 0
+    lengths = torch.full((len(clips),), length)
+    return Clips(samples, clips.labels, lengths, clips.ids, clips.classes, clips.sample_rate)
+
+
+@pytest.mark.parametrize(
+    ("stage", "eps"), [("waveform", "0.003"), ("waveform", "20 dB"), ("magnitude", "15 dB"), ("log_mel", "2")]
+)
+def test_rows_do_not_depend_on_the_batch(victim: Victim, clips: Clips, tmp_path: Path, stage: str, eps: str) -> None:
+    whole, single = (
+        [o.row for o in outcomes(victim, clips, tmp_path, "pgd", eps, stage=stage, batch_size=size)] for size in (16, 1)
+    )
+    assert set(whole[0]) == set(FIELDS) - {"model", "checkpoint"}
+    for one, other in zip(whole, single, strict=True):
+        for column in set(one) - {"seconds"}:
+            if isinstance(one[column], float):
+                assert one[column] == pytest.approx(other[column], rel=0.02, abs=1e-6, nan_ok=True), column
+            else:
+                assert one[column] == other[column], column
+
+
+def test_what_the_columns_say(victim: Victim, clips: Clips, tmp_path: Path) -> None:
+    found = outcomes(victim, clips, tmp_path, "pgd", "0.005")
+    rows = [o.row for o in found]
+    assert any(row["success_stage"] for row in rows)
+    assert all(row["feasible"] for row in rows)
+    for outcome, row in zip(found, rows, strict=True):
+        delta = outcome.x_adv - outcome.x
+        assert row["linf"] <= 0.005 * 1.0001
+        assert np.abs(delta).max() <= 0.005 + 1 / 65536 + 1e-7
+        assert (outcome.x_adv * 32768 == np.rint(outcome.x_adv * 32768)).all(), "what was judged is what a wav can hold"
+        assert int(victim(torch.from_numpy(outcome.x_adv)[None]).argmax()) == row["prediction_wav"]
+        assert row["success_wav"] == (row["correct"] and row["prediction_wav"] != row["label"])
+        if row["correct"]:
+            power = 10 * np.log10((outcome.x.astype(float) ** 2).sum() / (delta.astype(float) ** 2).sum())
+            assert row["snr"] == pytest.approx(power, abs=1e-3)
+            assert 1 <= row["backwards"] <= 8
+            assert row["forwards"] in (row["backwards"], row["backwards"] + 1)
+        else:
+            assert not delta.any(), "a clip that is wrong already is left alone"
+            assert row["snr"] == math.inf
+
+
+@pytest.mark.parametrize("eps", ["30 dB", "15 dB"])
+@pytest.mark.parametrize(("norm", "name"), [("linf", "random_signs"), ("l2", "random_gaussian")])
+def test_snr_budget_is_met_on_the_wav(
+    victim: Victim, clips: Clips, tmp_path: Path, eps: str, norm: str, name: str
+) -> None:
+    noise = np.random.default_rng(0).integers(-3000, 3000, clips.samples.shape)
+    samples = (np.asarray(clips.samples) // 8 + noise).astype(np.int16)
+    loud = Clips(samples, clips.labels, clips.lengths, clips.ids, clips.classes, clips.sample_rate)
+    for outcome in outcomes(victim, loud, tmp_path, name, eps, norm=norm, targeted=True):
+        # Entries of one size are all rounded alike: that moves the level by up to half a step of 16 bits.
+        bias = 20 * math.log10(1 + 0.5 / 32768 / outcome.row["linf"]) if norm == "linf" else 0
+        assert outcome.row["snr"] == pytest.approx(float(eps.split()[0]), abs=0.002 + bias)
+
+
+@pytest.mark.parametrize("stage", ["waveform", "magnitude", "mel", "log_mel"])
+@pytest.mark.parametrize("mask", ["padding", "silence"])
+def test_silence_stays_exactly_silent(victim: Victim, clips: Clips, tmp_path: Path, stage: str, mask: str) -> None:
+    short = padded(clips.select(range(6)))
+    changed = 0.0
+    for outcome in outcomes(victim, short, tmp_path, "random_signs", "10 dB", stage=stage, mask=mask, targeted=True):
+        assert not outcome.x_adv[10000:].any()
+        changed += float(np.abs(outcome.x_adv - outcome.x).max())
+        assert outcome.row["feasible"]
+    assert changed > 0
+
+
+def test_without_a_mask_the_padding_is_used(victim: Victim, clips: Clips, tmp_path: Path) -> None:
+    short = padded(clips.select(range(3)))
+    found = outcomes(victim, short, tmp_path, "random_signs", "10 dB", mask="none", targeted=True)
+    assert all(o.x_adv[10000:].any() for o in found)
+
+
+def test_minimum_norm_attack_and_its_curve(victim: Victim, clips: Clips, tmp_path: Path) -> None:
+    rows = [o.row for o in outcomes(victim, clips, tmp_path, "cw", None)]
+    assert {row["eps"] for row in rows} == {"inf"}
+    assert {row["norm"] for row in rows} == {"l2"}
+    right = [row for row in rows if row["correct"]]
+    assert sum(row["success_stage"] for row in right) >= 0.9 * len(right)
+    texts = [{k: results.cell(v) for k, v in {**row, "model": "m", "checkpoint": "c"}.items()} for row in rows]
+    curve = summary.points(texts)
+    accuracies = [point["accuracy"] for point in curve]
+    assert accuracies[0] == len(right) / len(rows)
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert all(p["low"] <= p["accuracy"] <= p["high"] for p in curve)
+
+
+def test_targets_are_other_labels_and_judged_as_such(victim: Victim, clips: Clips, tmp_path: Path) -> None:
+    rows = [o.row for o in outcomes(victim, clips, tmp_path, "pgd", "0.02", targeted=True)]
+    assert all(row["target"] != row["label"] and 0 <= row["target"] < 4 for row in rows)
+    assert len({row["target"] for row in rows}) > 1
+    for row in rows:
+        assert row["success_stage"] == (row["correct"] and row["prediction_stage"] == row["target"])
+
+
+def test_the_judge_does_not_trust_the_attack(
+    victim: Victim, clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attack that leaves the ball gets no success from it."""
+
+    def cheat(model, x, y, threat, *, generator, targeted):
+        return -x.flip(1)
+
+    cheat.norms, cheat.kind = ("linf",), "budget"
+    monkeypatch.setitem(ATTACKS._builders, "random_uniform", cheat)
+    rows = [o.row for o in outcomes(victim, clips, tmp_path, "random_uniform", "0.001")]
+    assert not any(row["feasible"] for row in rows if row["correct"])
+    assert not any(row["success_stage"] or row["success_wav"] for row in rows)
+
+
+def test_inversion_only_control_and_stage_error(victim: Victim, clips: Clips, tmp_path: Path) -> None:
+    rows = [o.row for o in outcomes(victim, clips, tmp_path, "random_signs", "1e-6", stage="log_mel")]
+    same = [row["prediction_inversion"] == row["prediction"] for row in rows]
+    assert sum(same) >= 0.9 * len(same), "a gain mask of one is the identity"
+    with pytest.raises(ValueError, match="no representation 'meld'"):
+        Evaluation(victim, Attack(stage="meld"), INVERSIONS["gain_mask"], torch.device("cpu"))
+
+
+def test_counter_counts_per_example() -> None:
+    counter = Counter(lambda x: x * 2, 4)
+    core.gradient(counter, torch.ones(4, 3), lambda z: z.sum(1))
+    part = counter.select(torch.tensor([2, 3])).select(torch.tensor([1]))
+    part(torch.ones(1, 3))
+    core.gradient(part, torch.ones(1, 3), lambda z: z.sum(1))
+    assert counter.forwards.tolist() == [1, 1, 1, 3]
+    assert counter.backwards.tolist() == [1, 1, 1, 2]
+
+
+def test_sample_mask() -> None:
+    x = torch.zeros(2, 1600)
+    x[0, 320:640], x[0, 640:960], x[0, 960:1280] = 0.5, 0.004, 0.006
+    valid = (torch.arange(1600) < 1100).expand(2, -1)
+    assert sample_mask(x, valid, "none", 16000, 40) is None
+    assert torch.equal(sample_mask(x, valid, "padding", 16000, 40), valid)
+    silence = sample_mask(x, valid, "silence", 16000, 40)
+    assert silence[0].nonzero().flatten().tolist() == [*range(320, 640), *range(960, 1100)], "0.004 is 41.9 dB below"
+    assert not silence[1].any(), "a silent clip may not change at all"
+
+
+def rows_of(decide: list[tuple[bool, bool]], eps: str = "0.1", attack: str = "pgd") -> Iterator[dict[str, str]]:
+    """One row per (right on the clean clip, right under attack)."""
+    for i, (clean, attacked) in enumerate(decide):
+        row = dict.fromkeys(FIELDS, 0.0)
+        row |= {
+            "model": "m", "attack": attack, "eps": eps, "id": i, "norm": "linf", "label": 1, "prediction": int(clean),
+            "correct": clean, "feasible": True, "prediction_stage": int(attacked), "prediction_wav": int(attacked),
+            "prediction_inversion": 1, "success_stage": clean and not attacked, "success_wav": False,
+        }  # fmt: skip
+        yield {key: results.cell(value) for key, value in row.items()}
+
+
+def test_table_and_points() -> None:
+    decide = [(True, True)] * 6 + [(True, False)] * 3 + [(False, True)]
+    (line,) = summary.table(list(rows_of(decide)))
+    assert line["clean accuracy"] == 0.9
+    assert line["robust accuracy"] == 0.6, "a clip that was wrong before does not count as robust"
+    assert line["survival"] == 0.0
+    assert line["success"] == pytest.approx(1 / 3)
+    assert (line["low"], line["high"]) == summary.wilson(6, 10)
+    zero, point = summary.points(list(rows_of(decide)))
+    assert (zero["eps"], zero["accuracy"]) == (0.0, 0.9)
+    assert (point["eps"], point["accuracy"], point["axis"]) == (0.1, 0.6, "linf")
+    (in_db,) = summary.points(list(rows_of(decide, "20 dB")))
+    assert (in_db["axis"], in_db["eps"]) == ("SNR", 20.0)
+
+
+def test_wilson() -> None:
+    assert summary.wilson(0, 20)[0] == 0
+    assert summary.wilson(20, 20)[1] == 1
+    low, high = summary.wilson(50, 100)
+    assert (round(low, 4), round(high, 4)) == (0.4038, 0.5962)
+
+
+def test_attack_section_refuses_what_cannot_work() -> None:
+    with pytest.raises(ValueError, match="dB"):
+        Attack(names=("pgd",), norm="l1", eps=(Budget(20, True),))
+    with pytest.raises(ValueError, match="choices: linf, l2, l1"):
+        Attack(names=("pgd",), norm="l0")
+    assert Attack(names=("cw",), norm="linf").norm == "linf"
+
+
+def test_streams_of_an_evaluation_are_seeded(victim: Victim, clips: Clips, tmp_path: Path) -> None:
+    few = clips.select(range(4))
+    one, same, other = (
+        [o.x_adv for o in outcomes(victim, few, tmp_path, "random_signs", "0.01", seed=seed, targeted=True)]
+        for seed in (0, 0, 1)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_threat_uses_the_mask_of_its_stage(victim: Victim, clips: Clips) -> None:
+    judge = Evaluation(victim, Attack(stage="log_mel"), INVERSIONS["gain_mask"], torch.device("cpu"))
+    x, valid, _, z = judge.load(padded(clips))
+    threat = judge.threat(x, z, valid, "pgd", Budget(0.1))
+    assert threat.mask.shape == (16, 1, z.shape[-1])
+    assert 0.5 < float(threat.mask.float().mean()) < 0.75

@@ -1,0 +1,145 @@
+"""Projections are what the word means: inside, idempotent, the nearest point; an SNR is met exactly."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from src.streams import Streams
+from src.threat import NORMS, Budget, ThreatModel, norm_of
+
+seeds = st.integers(0, 10**6)
+norms = st.sampled_from(NORMS)
+WHOLE = settings(max_examples=60, deadline=None)
+
+
+def points(seed: int, shape: tuple[int, ...] = (3, 4, 5)) -> tuple[Tensor, Tensor, Tensor]:
+    """(x within [-1, 1], a far point, a mask)."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
+    far = x + torch.randn(shape, generator=generator, dtype=torch.float64)
+    return x, far, torch.rand(shape, generator=generator) < 0.7
+
+
+def budget(norm: str, size: float) -> float:
+    return round(size * 10) if norm == "l0" else size
+
+
+@WHOLE
+@given(seeds, norms, st.floats(0, 3), st.booleans(), st.booleans())
+def test_projection_is_inside_and_idempotent(seed: int, norm: str, size: float, bounded: bool, masked: bool) -> None:
+    x, far, mask = points(seed)
+    threat = ThreatModel(
+        norm, budget(norm, size), (-1, 1) if bounded else (-math.inf, math.inf), mask if masked else None
+    )
+    once = threat.project(far, x)
+    assert threat.contains(once, x).all()
+    torch.testing.assert_close(threat.project(once, x), once, rtol=0, atol=1e-9)
+    torch.testing.assert_close(threat.project(x, x), x, rtol=0, atol=0)
+
+
+@WHOLE
+@given(seeds, st.sampled_from(["linf", "l2", "l1"]), st.floats(0.01, 3), st.booleans())
+def test_projection_is_the_nearest_point(seed: int, norm: str, size: float, masked: bool) -> None:
+    """<far - p, q - p> <= 0 for every other legal q: the property that defines a projection onto a convex set."""
+    x, far, mask = points(seed)
+    threat = ThreatModel(norm, size, mask=mask if masked else None)
+    p, q = threat.project(far, x), threat.project(points(seed + 1)[1], x)
+    allowed = threat.masked(far - x) + x
+    assert (((allowed - p) * (q - p)).flatten(1).sum(1) <= 1e-9).all()
+
+
+@WHOLE
+@given(seeds, st.sampled_from(["linf", "l2", "l1"]))
+def test_ascent_is_steepest(seed: int, norm: str) -> None:
+    _, gradient, mask = points(seed)
+    threat = ThreatModel(norm, 1.0, mask=mask)
+    step = threat.ascent(gradient)
+    assert (norm_of(step, norm) <= 1 + 1e-9).all()
+    dual = norm_of(threat.masked(gradient), {"linf": "l1", "l2": "l2", "l1": "linf"}[norm])
+    torch.testing.assert_close((step * gradient).flatten(1).sum(1), dual)
+
+
+@WHOLE
+@given(seeds, st.sampled_from(["linf", "l2", "l1"]), st.floats(0, 2))
+def test_random_start_is_inside(seed: int, norm: str, size: float) -> None:
+    x, _, mask = points(seed)
+    threat = ThreatModel(norm, size, (-1, 1), mask)
+    assert threat.contains(threat.random_start(x, Streams(seed, "abc", "start")), x).all()
+
+
+@WHOLE
+@given(seeds, st.floats(0, 2), st.booleans(), st.booleans())
+def test_box_projects_as_project_does(seed: int, size: float, bounded: bool, masked: bool) -> None:
+    x, far, mask = points(seed)
+    threat = ThreatModel("linf", size, (-1, 1) if bounded else (-math.inf, math.inf), mask if masked else None)
+    low, high = threat.box(x)
+    torch.testing.assert_close(far.clamp(low, high), threat.project(far, x), rtol=0, atol=1e-12)
+
+
+def test_infinite_box_and_projection() -> None:
+    x, far, mask = points(0)
+    threat = ThreatModel("linf", math.inf, mask=mask)
+    assert torch.equal(far.clamp(*threat.box(x)), torch.where(mask, far, x))
+    for norm in ("linf", "l2", "l1"):
+        torch.testing.assert_close(ThreatModel(norm, math.inf).project(far, x), far)
+
+
+def test_an_input_outside_the_bounds_may_stay() -> None:
+    x = torch.tensor([[1.5, 0.0]])
+    threat = ThreatModel("linf", 0.1, (-1, 1))
+    assert torch.equal(threat.project(x, x), x)
+    assert threat.contains(x, x).all()
+    assert torch.equal(x.clamp(*threat.box(x)), x)
+
+
+def test_contains_refuses() -> None:
+    x = torch.zeros(1, 4)
+    mask = torch.tensor([[True, True, True, False]])
+    threat = ThreatModel("linf", 0.1, (-0.05, 1), mask)
+    for bad in ([0.11, 0, 0, 0], [-0.06, 0, 0, 0], [0, 0, 0, 0.01], [math.nan, 0, 0, 0]):
+        assert not threat.contains(torch.tensor([bad]), x).any()
+    assert threat.contains(torch.tensor([[0.1, -0.05, 0.0, 0.0]]), x).all()
+
+
+@WHOLE
+@given(seeds, st.sampled_from(["linf", "l2"]), st.floats(-10, 60), st.booleans())
+def test_snr_budget_is_exact(seed: int, norm: str, snr: float, masked: bool) -> None:
+    """The largest legal perturbation has exactly that SNR: any direction for l2, every open entry at +-eps for linf."""
+    x, _, mask = points(seed)
+    mask[:, 0, 0] = True
+    chosen = mask if masked else None
+    eps = Budget(snr, True).eps(x, norm, chosen)
+    direction = torch.ones_like(x) if chosen is None else chosen.to(x.dtype)
+    if norm == "l2":
+        direction = direction / direction.flatten(1).norm(dim=1)[:, None, None]
+    delta = direction * eps[:, None, None]
+    measured = 20 * (norm_of(x, "l2") / norm_of(delta, "l2")).log10()
+    torch.testing.assert_close(measured, torch.full((3,), snr, dtype=x.dtype), rtol=0, atol=1e-6)
+
+
+def test_budget_refuses() -> None:
+    for text in ("-1", "loud", "3 bels", "", "nan"):
+        with pytest.raises(ValueError, match="budget"):
+            Budget.parse(text)
+    with pytest.raises(ValueError, match="dB"):
+        Budget(20, True).eps(torch.ones(1, 4), "l1")
+    with pytest.raises(ValueError, match="unknown norm"):
+        ThreatModel("l3")
+    with pytest.raises(ValueError, match="negative"):
+        ThreatModel("l2", -1.0)
+
+
+def test_select_keeps_what_belongs_to_an_example() -> None:
+    x, _, mask = points(0)
+    threat = ThreatModel("linf", torch.tensor([0.1, 0.2, 0.3], dtype=x.dtype), mask=mask)
+    part = threat.select(torch.tensor([2, 0]))
+    assert torch.equal(part.budgets(x[[2, 0]]), torch.tensor([0.3, 0.1], dtype=x.dtype))
+    assert torch.equal(part.mask, mask[[2, 0]])
+    shared = ThreatModel("linf", 0.1, mask=mask[:1]).select(torch.tensor([2]))
+    assert torch.equal(shared.mask, mask[:1])
