@@ -38,16 +38,22 @@ def resume(last: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {} if differences(state["settings"], settings) else state
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
-    """What differs between two nested settings, for a person to read; empty when nothing does."""
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], most: int = 4) -> str:
+    """What differs between two nested settings, the first `most` for a person to read; empty when nothing does."""
+    found = _differing(old, new)
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     found = []
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found.append(differences(before, after, f"{key}."))
+            found += _differing(before, after, f"{prefix}{key}.")
         elif _plain(before) != _plain(after):
             found.append(f"{prefix}{key} {before} -> {after}")
-    return ", ".join(filter(None, found))
+    return found
 
 
 def _plain(value: Any) -> Any:
