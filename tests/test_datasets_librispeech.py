@@ -1,0 +1,140 @@
+"""Speakers of LibriSpeech: the layout from any folder of it, list files, seeded shares, several clips per utterance."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from src.datasets.prepare import KEYWORDS, Data, prepare
+from src.datasets.source import Corpus
+from src.datasets.store import load
+from src.registry import DATASETS
+
+RATE = 8000
+SPEAKERS = ("84", "118", "1088")
+
+
+@pytest.fixture
+def subset(tmp_path: Path) -> Path:
+    """Three speakers with ten utterances of 0.35 s, the last with a second chapter of one short one; and lists."""
+    root = tmp_path / "data" / "LibriSpeech" / "dev-clean"
+    names = [f"{speaker}/7/{speaker}-7-{i:04d}" for speaker in SPEAKERS for i in range(10)]
+    for seed, name in enumerate([*names, "1088/8/1088-8-0000"]):
+        path = root / f"{name}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        samples = np.random.default_rng(seed).integers(-9000, 9000, 400 if "8-0000" in name[-6:] else 2800)
+        soundfile.write(path, samples.astype(np.int16), RATE, subtype="PCM_16")
+        (path.parent / f"{path.parent.parent.name}-{path.parent.name}.trans.txt").write_text("SAID\n")
+    (root.parent / "SPEAKERS.TXT").write_text("; who\n")
+    lists = tmp_path / "splits"
+    lists.mkdir()
+    for title, takes in {"training": range(6), "validation": range(6, 8), "testing": range(8, 9)}.items():
+        lines = [f"LibriSpeech/dev-clean/{name}.flac" for name in names if int(name[-4:]) in takes]
+        (lists / f"{title}.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def plan(source_dir: Path, include: tuple[str, ...] = KEYWORDS, **options: object) -> Corpus:
+    program = {"include": include, "default": KEYWORDS, "sample_rate": RATE, "seconds": 0.1, "seed": 0}
+    return DATASETS["librispeech"](source_dir=source_dir, **program, **options)
+
+
+@pytest.mark.parametrize("up", [0, 1, 2])
+def test_any_folder_of_the_layout(subset: Path, up: int) -> None:
+    corpus = plan([subset, *subset.parents][up])
+    assert corpus.classes == SPEAKERS  # in the order of the numbers
+    assert len(corpus.recordings) == 31
+    assert all(r.label == r.speaker == Path(r.id).name.split("-")[0] for r in corpus.recordings)
+
+
+def test_archive(subset: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "dev-clean.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(subset.parent, "LibriSpeech")
+    assert len(plan(archive).recordings) == 31
+    with pytest.raises(ValueError, match="extract"):
+        plan(archive, crops=2)
+
+
+def test_lists_split_and_leave_out(subset: Path, tmp_path: Path) -> None:
+    corpus = plan(subset, splits_dir=str(tmp_path / "splits"))
+    assert Counter(r.split for r in corpus.recordings) == {"train": 18, "validation": 6, "test": 3}
+    chosen = plan(subset, ("1088", "84"), splits_dir=str(tmp_path / "splits"))
+    assert chosen.classes == ("1088", "84")
+    assert Counter(r.split for r in chosen.recordings) == {"train": 12, "validation": 4, "test": 2}
+
+
+def test_seeded_shares_of_every_speaker(subset: Path) -> None:
+    corpus = plan(subset, validation=0.1, test=0.3)
+    counts = Counter((r.label, r.split) for r in corpus.recordings)
+    for speaker in SPEAKERS:
+        assert abs(counts[speaker, "test"] - 3) <= 1
+        assert abs(counts[speaker, "validation"] - 1) <= 1
+    assert corpus.recordings == plan(subset, validation=0.1, test=0.3).recordings
+
+
+def test_crops_do_not_overlap_and_stay_in_training(subset: Path, tmp_path: Path) -> None:
+    corpus = plan(subset, splits_dir=str(tmp_path / "splits"), crops=3)
+    assert Counter(r.split for r in corpus.recordings) == {"train": 54, "validation": 6, "test": 3}
+    parts: dict[str, list[tuple[int, int]]] = {}
+    for recording in corpus.recordings:
+        if recording.part:
+            parts.setdefault(recording.path, []).append(recording.part)
+    for own in parts.values():
+        assert [start for start, _ in own] == [0, 933, 1866]
+        assert sum(n for _, n in own) == 2800
+        assert all(n >= 800 for _, n in own)
+    # More than fit: as many as fit. One that is too short for two: whole.
+    many = plan(subset, crops=9, validation=0, test=0.1)
+    counts = Counter(r.path for r in many.recordings if r.split == "train")
+    assert set(counts.values()) <= {1, 3}
+    assert all(r.part is None for r in many.recordings if r.split != "train" or "-8-" in r.id)
+
+
+def test_prepared_crops_are_the_loudest_of_each_part(subset: Path, tmp_path: Path) -> None:
+    loud = np.zeros(2800, np.int16)
+    loud[100:900] = 1000
+    loud[1900:2700] = 2000
+    soundfile.write(subset / "84/7/84-7-0000.flac", loud, RATE, subtype="PCM_16")
+    data = Data(source="librispeech", data_dir=tmp_path / "store", sample_rate=RATE, seconds=0.1)
+    options = {"source_dir": subset, "splits_dir": str(tmp_path / "splits"), "crops": 2}
+    facts, done = prepare(data, options)
+    assert done
+    assert not facts["synthetic"]
+    clips = load(tmp_path / "store", "train")
+    first, second = (clips.ids.index(f"84/7/84-7-0000.flac#{i}") for i in range(2))
+    assert (clips.samples[first] == 1000).all()
+    assert (clips.samples[second] == 2000).all()
+    assert prepare(data, options)[1] is False
+    assert prepare(data, {**options, "crops": 3})[1] is True
+
+
+def test_mistakes_are_named(subset: Path, tmp_path: Path) -> None:
+    lists = tmp_path / "splits"
+    with pytest.raises(ValueError, match="unknown speaker '85'"):
+        plan(subset, ("85",))
+    with pytest.raises(FileNotFoundError, match=r"training\.txt"):
+        plan(subset, splits_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="is it LibriSpeech"):
+        plan(lists)
+    with pytest.raises(ValueError, match="nothing is left"):
+        plan(subset, validation=0.5, test=0.5)
+    (lists / "testing.txt").write_text("1-2-3.flac\n")
+    with pytest.raises(ValueError, match=r"testing\.txt: names 1-2-3\.flac"):
+        plan(subset, splits_dir=str(lists))
+    shutil.copy(lists / "validation.txt", lists / "testing.txt")
+    with pytest.raises(ValueError, match="in the validation list too"):
+        plan(subset, splits_dir=str(lists))
+
+
+def test_shared_speakers(shared: Path) -> None:
+    root = shared / "librispeech_mini"
+    corpus = plan(root, splits_dir=str(root / "splits"))
+    assert len(corpus.classes) == 10
+    assert Counter(r.split for r in corpus.recordings) == {"train": 200, "validation": 40, "test": 60}
