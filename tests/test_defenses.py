@@ -94,3 +94,22 @@ def test_mp3_repeats_has_no_delay_and_loses_the_top() -> None:
     assert snr > 20, "a shift by one sample would already give 15 dB at 440 Hz"
     with pytest.raises(ValueError, match="no sample rate 12345"):
         DEFENSES["mp3"](sample_rate=12345)
+
+
+def test_pagn_is_proportional_and_has_its_own_stream() -> None:
+    stage = DEFENSES["pagn"](sample_rate=RATE, ratio=0.5)
+    x = tone(440)
+    x[:, : RATE // 2] = 0
+    streams = [Streams(0, ["a"], "noise") for _ in range(3)]
+    noise = stage.draw(x, streams[0]) - x
+    torch.testing.assert_close(stage.draw(x, streams[1]) - x, noise)
+    # As loud as the clip: ten times the clip, ten times the noise; none in silence, none far from the clip's band.
+    torch.testing.assert_close(stage.draw(10 * x, streams[2]) - 10 * x, 10 * noise, rtol=1e-3, atol=1e-5)
+    assert not noise[:, : RATE // 2 - 512].any()
+    power = torch.fft.rfft(noise[0]).abs().square()
+    assert power[300:600].sum() > 0.99 * power.sum()
+    assert torch.equal(DEFENSES["pagn"](sample_rate=RATE, ratio=0.0)(x), x)
+    loud = torch.randn(1, 8 * RATE, generator=torch.Generator().manual_seed(0))
+    ratio = float((stage.draw(loud, Streams(0, ["b"], "noise")) - loud).norm() / loud.norm())
+    assert 0.1 < ratio < 0.5, "overlapping frames average their noise"
+    assert stage.lipschitz is None
