@@ -144,7 +144,7 @@ class Evaluation:
             eps: the budget; None for minimum-norm attacks.
         """
         together = self.settings.batch_size if getattr(ATTACKS[name], "per_example", True) else len(clips)
-        for part in torch.split(torch.arange(len(clips)), together):
+        for part in torch.split(torch.arange(len(clips)), together) if len(clips) else ():
             yield from self._batch(clips.select(part), name, options, eps, listen)
 
     def _batch(
