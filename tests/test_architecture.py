@@ -13,7 +13,7 @@ SECOND = {
     "stages", "models", "defenses", "attacks", "generators", "inversion", "datasets", "adaptive", "speaker",
     "distributed", "augment",
 }  # fmt: skip
-THIRD = {"checks", "self_test", "training", "evaluation", "checkpoint", "classification"}
+THIRD = {"checks", "self_test", "empirical", "training", "evaluation", "checkpoint", "classification"}
 PLAIN = {"results", "figures", "report"}
 TOP = {"config", "shell"}
 
@@ -55,6 +55,7 @@ def test_layers(path: Path) -> None:
         "report": {"results"},
         "config": FIRST | SECOND | THIRD | PLAIN,
         "shell": {"config"},
+        "studies": (FIRST | SECOND | THIRD | PLAIN | TOP) - {"shell"},
     }
     assert own in allowed, f"src/{own} has no place in the layers: add it to the table here and in the design"
     assert imports(path) - {own} <= allowed[own], f"{path.name} may import from {sorted(allowed[own])} only"

@@ -45,6 +45,8 @@ steps = 5
 sigma = 0.01
 n0 = 20
 n = 100
+attack_steps = 2
+attack_n = 100
 """
 
 

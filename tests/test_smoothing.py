@@ -423,6 +423,7 @@ def workspace(tmp_path: Path, clips: Clips, monkeypatch: pytest.MonkeyPatch) -> 
     checkpoint.save(tmp_path / "models/tiny.pt", victim, {})
     (tmp_path / "config.ini").write_text(
         f"[DATA]\ndata_dir = {data}\nn_test = 4\n[CERTIFY]\nsigma = 0.01, 0.05\nn0 = 16\nn = 64\nbatch_size = 16\n"
+        "attack_steps = 2\nattack_n = 100\n"
         f"[RESULTS]\nmodel_dir = {tmp_path}/models\nplot_dir = {tmp_path}/plots\nresults_dir = {tmp_path}/results\n"
     )
     monkeypatch.chdir(tmp_path)
@@ -512,3 +513,52 @@ def test_script_refuses_mistakes(
         assert run(monkeypatch, override) == 2
         assert said in capsys.readouterr().err
     assert not (workspace / "results").exists()
+
+
+def test_script_catches_a_wrong_certificate(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Certificates that claim a hundred times the whole clip are planted: the check sees them, in a run of its own."""
+    short = ["DATA.n_test=2", "CERTIFY.sigma=0.01", "CERTIFY.attack_steps=4"]
+    assert run(monkeypatch, *short) == 0
+    folder = workspace / "results/certify"
+    path = folder / "tiny.waveform.0.01.rows.csv"
+    head, *rows = [line.split(",") for line in path.read_text().splitlines()]
+    for row in rows:
+        row[2] = row[3] = "1"  # label and certified label
+        row[4], row[5] = "1000", "1"
+    path.write_text("\n".join(",".join(line) for line in [head, *rows]) + "\n")
+    (folder / "tiny.waveform.attacks.csv").unlink()
+    capsys.readouterr()
+    assert run(monkeypatch, *short) == 1
+    said = capsys.readouterr()
+    assert "CERTIFICATE CONTRADICTED" in said.out
+    assert "inside a certified radius" in said.err
+    assert "CERTIFICATE CONTRADICTED" in (folder / "tiny.waveform.certified_accuracy.md").read_text()
+
+
+def test_script_attacks_the_smoothed_model_and_the_defenses(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("src.empirical.BASELINES", ("quantize", "pagn"))
+    short = ["DATA.n_test=2", "CERTIFY.sigma=0.01", "CERTIFY.radii=0.5", "CERTIFY.attack_clips=1"]
+    assert run(monkeypatch, *short) == 0
+    said = capsys.readouterr().out
+    folder = workspace / "results/certify"
+    with (folder / "tiny.waveform.attacked_accuracy.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["classifier"], line["accuracy"]) for line in lines[:2]] == [
+        ("smoothed, sigma 0.01", "certified"), ("smoothed, sigma 0.01", "under attack"),
+    ]  # fmt: skip
+    assert {line["classifier"] for line in lines[2:]} == {"undefended", "quantize", "pagn"}
+    assert set(lines[0]) == {"classifier", "accuracy", "r = 0", "r = 0.5"}
+    assert "noise that depends on the clip (pagn" in said
+    rows = folder / "tiny.waveform.attacks.csv"
+    whole, kept = timeless(rows), rows.read_text().splitlines(keepends=True)
+    rows.write_text("".join(kept[:3]) + kept[3][:9])
+    assert run(monkeypatch, *short) == 0
+    assert timeless(rows) == whole
+    with (folder / "tiny.waveform.curves.csv").open() as file:
+        curve = list(csv.DictReader(file))
+    assert set(curve[0]) == {"radius", "SNR dB", "sigma 0.01", "best"}
+    assert (workspace / "plots/certified_snr.tiny.png").exists()

@@ -48,13 +48,16 @@ class Certifier:
         self.head, self.tail, self.settings, self.sample_rate, self.shaped = head, tail, settings, sample_rate, shaped
         self.batch_size = settings.batch_size
 
-    @torch.inference_mode()
-    def __call__(self, x: Tensor, example: str, sigma: float) -> Certificate:
-        """The certificate of one waveform [time]; its radius is an L2 norm at the stage (in the norm of the shaped
-        noise: see noise.py), dB of gain or ms of shift."""
+    def smoothed(self, x: Tensor, sigma: float, n: int = 0) -> tuple[Smooth, Tensor]:
+        """The smoothed classifier g and where the waveform x [time] lies in its space.
+
+        Args:
+            n: draws that estimate; 0 for those of the settings.
+        """
         own = self.settings
         if own.kind == "noise":
-            model, z = self.tail, self.head(x[None])[0]
+            with torch.no_grad():
+                model, z = self.tail, self.head(x[None])[0]
         else:
             z = x.new_zeros(1)
             if own.kind == "gain":
@@ -65,7 +68,7 @@ class Certifier:
             model,
             sigma,
             n0=own.n0,
-            n=own.n,
+            n=n or own.n,
             alpha=own.alpha,
             mode=own.mode,
             radii=own.radii,
@@ -73,6 +76,14 @@ class Certifier:
             seed=own.seed,
             shape=self.shaped,
         )
+        return smooth, z
+
+    @torch.inference_mode()
+    def __call__(self, x: Tensor, example: str, sigma: float) -> Certificate:
+        """The certificate of one waveform [time]; its radius is an L2 norm at the stage (in the norm of the shaped
+        noise: see noise.py), dB of gain or ms of shift."""
+        own = self.settings
+        smooth, z = self.smoothed(x, sigma)
         found = smooth.certify(z, example)
         self.batch_size = smooth.batch_size  # tuned once, on the first clip
         if own.kind == "gain" and found.radius > (limit := max(0.0, semantic.headroom(x))):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Gt, Lt
+from annotated_types import Ge, Gt, Lt
 
 from src.registry import Count, Listed, Natural, NonNegative, Positive
 
 PRESETS = {"paper": (500, 10_000, 0.001), "cohen": (100, 100_000, 0.001)}
 """(n0, n, alpha) of O'Reilly's study and of Cohen, Rosenfeld and Kolter (2019)."""
+
+ATTACKING = ("attack_clips", "attack_steps", "attack_draws", "attack_n", "baselines")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,12 @@ class Certify:
         radii: columns of the table, and what mode = sequential decides.
         batch_size: noise draws per forward pass, a multiple of 16; 0 tunes it at start. Results do not depend on it.
         seed: of the noise.
+        attack_clips: clips on which the smoothed classifier is attacked at every radius; 0 attacks one clip per sigma,
+            inside its own radius only, as a check.
+        attack_steps: PGD steps per attack.
+        attack_draws: noise draws per step whose mean probability the attack climbs.
+        attack_n: noise draws that judge an attack.
+        baselines: attack the model behind each defense as well, at the same radii (white noise at the waveform only).
     """
 
     stage: str = "waveform"
@@ -45,6 +53,11 @@ class Certify:
     radii: Listed[NonNegative] = (0.01, 0.05, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
     batch_size: Natural = 0
     seed: Natural = 0
+    attack_clips: Natural = 0
+    attack_steps: Count = 20
+    attack_draws: Annotated[int, Ge(64)] = 64
+    attack_n: Annotated[int, Ge(100)] = 1000
+    baselines: bool = True
 
     def __post_init__(self) -> None:
         if self.preset in PRESETS:
@@ -66,5 +79,5 @@ class Certify:
 
     def identity(self) -> dict[str, Any]:
         """The settings that a row depends on, the sigmas apart."""
-        aside = {"sigma", "preset", "batch_size"} | ({"radii"} if self.mode == "fixed" else set())
+        aside = {"sigma", "preset", "batch_size", *ATTACKING} | ({"radii"} if self.mode == "fixed" else set())
         return {key: value for key, value in vars(self).items() if key not in aside}

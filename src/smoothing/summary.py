@@ -1,4 +1,5 @@
-"""What the rows of a run amount to: certified accuracy at a radius, ACR, abstentions, and the meaning in sound."""
+"""What the rows of a run amount to: certified accuracy at a radius, ACR, abstentions, the meaning in sound, and what
+attacks leave beside it."""
 
 from __future__ import annotations
 
@@ -9,6 +10,16 @@ from typing import Any
 
 FIELDS = ("idx", "id", "label", "predict", "radius", "correct", "n_used", "time")
 """The columns of a row: true label, certified label (-1: abstained), radius, whether they agree, draws, seconds."""
+
+POINTS = 400
+"""Steps of a curve."""
+TITLES = {
+    "certified_accuracy": "Certified accuracy",
+    "summary": "The smoothed classifier",
+    "bands": "Budgets by octave",
+    "attacked_accuracy": "Certified accuracy and accuracy under attack",
+    "curves": "Certified accuracy against radius",
+}
 
 
 def certified_accuracy(rows: Sequence[Mapping[str, Any]], radii: Sequence[float]) -> list[float]:
@@ -89,3 +100,96 @@ def summarize(
         "median certified SNR dB": snr,
         "mean draws": sum(int(row["n_used"]) for row in rows) / len(rows),
     }
+
+
+def curves(
+    rows: Mapping[float, Sequence[Mapping[str, Any]]], radii: Sequence[float], snr: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Certified accuracy of every sigma and their envelope, a line per radius.
+
+    Args:
+        snr: what each radius means in sound, dB; inf where it means nothing.
+    """
+    accuracy = {f"sigma {sigma:g}": certified_accuracy(own, radii) for sigma, own in rows.items()}
+    accuracy["best"] = envelope(list(accuracy.values()))
+    return [
+        {"radius": float(radius), "SNR dB": decibel(level)} | {name: values[i] for name, values in accuracy.items()}
+        for i, (radius, level) in enumerate(zip(radii, snr, strict=True))
+    ]
+
+
+def attacked_accuracy(rows: Sequence[Mapping[str, Any]], radii: Sequence[float]) -> list[float]:
+    """Share of the clips that keep the right label under all attacks within each radius; an abstention does not."""
+    return [sum(float(row["broken_at"]) > r for row in rows) / len(rows) for r in radii]
+
+
+def side_by_side(rows: Sequence[Mapping[str, Any]], radii: Sequence[float]) -> list[dict[str, str]]:
+    """What is certified and what attacks leave, on the same clips; a line each per classifier and sigma.
+
+    Args:
+        rows: of attacks (src.empirical.FIELDS).
+    """
+    radii = [0.0, *(r for r in radii if r > 0)]
+    lines = []
+    for classifier, sigma in dict.fromkeys((row["classifier"], row["sigma"]) for row in rows):
+        own = [row for row in rows if (row["classifier"], row["sigma"]) == (classifier, sigma)]
+        name = classifier if sigma == "none" else f"{classifier}, sigma {sigma}"
+        found = {"under attack": attacked_accuracy(own, radii)}
+        if sigma != "none":
+            known = [{"radius": row["radius"], "correct": row["certified"] == row["label"]} for row in own]
+            found = {"certified": certified_accuracy(known, radii), **found}
+        for what, values in found.items():
+            cells = {f"r = {r:g}": f"{value:.2f}" for r, value in zip(radii, values, strict=True)}
+            lines.append({"classifier": name, "accuracy": what} | cells)
+    return lines
+
+
+def verdict(rows: Sequence[Mapping[str, Any]], alpha: float) -> tuple[str, bool]:
+    """What the attacks say about the certificates, in one line, and whether they contradict any.
+
+    Args:
+        rows: of attacks (src.empirical.FIELDS).
+    """
+    tested = [row for row in rows if row["contradicts"] != "none" and float(row["radius"]) > 0]
+    if not tested:
+        return "No certificate was put to the test: none has a radius.", False
+    wrong = [row for row in tested if row["contradicts"] == "1"]
+    if not wrong:
+        return f"Check: no attack inside the radius of {len(tested)} certificate(s) found another label.", False
+    named = ", ".join(f"{row['id']} (sigma {row['sigma']})" for row in wrong[:5])
+    return (
+        f"CERTIFICATE CONTRADICTED: attacks found another label inside {len(wrong)} of {len(tested)} certified radii; "
+        f"chance explains at most {alpha * len(tested):.2g} on average: {named}",
+        True,
+    )
+
+
+def tables(
+    rows: Mapping[float, Sequence[Mapping[str, Any]]],
+    attacked: Sequence[Mapping[str, Any]],
+    radii: Sequence[float],
+    sizes: Mapping[str, float],
+    lipschitz: float | None,
+    weakest: float = 1.0,
+    bands: Mapping[str, float] | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Every table of a model, by the names of TITLES.
+
+    Args:
+        rows: sigma -> rows with FIELDS.
+        attacked: rows of attacks at all radii; empty where there were none.
+        sizes, lipschitz, weakest: see `summarize`.
+        bands: of shaped noise, see `budgets`.
+    """
+    found: dict[str, list[dict[str, Any]]] = {"certified_accuracy": list(table(rows, radii))}
+    found["summary"] = [{"sigma": sigma} | summarize(own, sizes, lipschitz, weakest) for sigma, own in rows.items()]
+    if bands:
+        found["bands"] = budgets(rows, sizes, bands)
+    if attacked:
+        found["attacked_accuracy"] = list(side_by_side(attacked, radii))
+    largest = max([*radii, *(float(row["radius"]) for own in rows.values() for row in own)])
+    grid = [largest * i / POINTS for i in range(POINTS + 1)]
+    clip = median(sizes.values())
+    snr = [certified_snr(clip, r * weakest / lipschitz) if lipschitz else math.inf for r in grid]
+    found["curves"] = curves(rows, grid, snr)
+    return found
