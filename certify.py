@@ -52,9 +52,12 @@ def main(config: Config, args: argparse.Namespace) -> None:
     clips, idx, contradicted = clips.select(chosen), chosen.tolist(), False
     with team() as members:
         for path, (victim, facts) in victims.items():
-            trained = facts.get("sigma")
-            if members.leads and trained and settings.kind == "noise" and set(settings.sigma) != {trained}:
-                print(f"warning: {path.stem} was trained with noise of sigma {trained:g}, not {settings.sigma}")
+            trained = (facts.get("sigma"), facts.get("stage", settings.stage))
+            if members.leads and trained[0] and settings.kind == "noise":
+                for sigma in settings.sigma:
+                    if (sigma, settings.stage) != trained:
+                        said = f"{path.stem} was trained with noise of sigma {trained[0]:g} at {trained[1]}"
+                        print(f"warning: {said}, and is certified with {sigma:g} at {settings.stage}")
             run = Run(config, path, victim, shaped, clips, idx, members)
             rows = run.certify()
             attacked = run.attack(rows)

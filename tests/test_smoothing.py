@@ -562,3 +562,16 @@ def test_script_attacks_the_smoothed_model_and_the_defenses(
         curve = list(csv.DictReader(file))
     assert set(curve[0]) == {"radius", "SNR dB", "sigma 0.01", "best"}
     assert (workspace / "plots/certified_snr.tiny.png").exists()
+
+
+def test_script_warns_of_another_noise_than_in_training(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = workspace / "models/tiny.pt"
+    victim, _ = checkpoint.load(path)
+    checkpoint.save(path, victim, {"sigma": 0.05, "stage": "waveform"})
+    assert run(monkeypatch, "DATA.n_test=1") == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert said == [
+        "warning: tiny was trained with noise of sigma 0.05 at waveform, and is certified with 0.01 at waveform"
+    ]
