@@ -6,10 +6,11 @@ import argparse
 
 import torch
 
-from src import checkpoint, figures, results, shell
+from src import figures, results, shell
 from src.classification import confusion, per_class, predict, summarize
 from src.config import Config
 from src.datasets import store
+from src.studies import chosen
 
 
 def main(config: Config, args: argparse.Namespace) -> None:
@@ -20,24 +21,16 @@ def main(config: Config, args: argparse.Namespace) -> None:
     """
     split = args.split
     clips = store.load(config.data.data_dir, split)
-    paths = [config.results.model_dir / f"{name}.pt" for name in args.model or ()]
-    paths = paths or sorted(config.results.model_dir.glob("*.pt"))
-    if not paths:
-        raise FileNotFoundError(f"{config.results.model_dir}: no trained models here; run train_model.py first")
-    victims = [checkpoint.load(path)[0] for path in paths]
-    for path, victim in zip(paths, victims, strict=True):
-        checkpoint.check_fits(
-            victim, path, classes=clips.classes, sample_rate=clips.sample_rate, n_samples=clips.n_samples
-        )
+    models = chosen.models(config, args.model, clips)
     device = torch.device("cuda" if config.training.use_cuda and torch.cuda.is_available() else "cpu")
     folder = config.results.results_dir / "evaluate"
     notes = [f"{len(clips)} clips of the {split} split of {clips.source}; intervals are Wilson's, 95 %."]
     if clips.synthetic:
-        notes.append("SYNTHETIC SPEECH: a speech synthesizer spoke these clips.")
+        notes.append(chosen.SYNTHETIC)
     table = []
-    for path, victim in zip(paths, victims, strict=True):
-        name = path.stem
-        logits = predict(victim, clips, device=device, title=name)
+    for model in models:
+        name = model.name
+        logits = predict(model.victim, clips, device=device, title=name)
         table.append({"model": name, **summarize(logits, clips.labels)})
         counts = confusion(clips.labels, logits.argmax(1), len(clips.classes))
         title = f"{name}, {split}"

@@ -36,8 +36,8 @@ class SelfTest:
             "the attack finds what is there" if self.found >= 0.95 else "THE ATTACK MISSES what is known to be there"
         )
         return (
-            f"self-test: {judged}: {self.found:.0%} of {self.planted} planted adversarial examples found "
-            f"(by chance {self.by_chance:.0%})"
+            f"self-test: {judged}: {self.found:.1%} of {self.planted} planted adversarial examples found "
+            f"(by chance {self.by_chance:.1%})"
         )
 
 

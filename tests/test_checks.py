@@ -151,6 +151,17 @@ def test_success_lost_on_the_wav() -> None:
     assert not checks.lost_on_wav([]).failed
 
 
+def test_loss_on_the_wav_alone_is_no_reason_to_distrust() -> None:
+    lost = checks.lost_on_wav([{"correct": 1, "success_stage": 1, "success_wav": 0}])
+    sound, lossy = checks.not_monotone({0.1: 0.5, 0.2: 0.3}), "; 100 % of the successes are lost on the wav"
+    said = checks.verdict([lost, sound])
+    assert said.startswith("no sign of failure in 1 checks")
+    assert lossy in said
+    said = checks.verdict([lost, checks.not_monotone({0.1: 0.5, 0.2: 0.7})])
+    assert said.startswith("DO NOT TRUST these numbers, 1 sign(s)")
+    assert lossy in said
+
+
 @pytest.mark.parametrize("draws", [1])
 def test_randomised_stage_attacked_without_eot(draws: int) -> None:
     chain, _, _ = setup(DEFENSES["noise_at_snr"](sample_rate=16000))

@@ -4,6 +4,7 @@ mistake a person makes: one clear line, exit code 2, nothing lost."""
 from __future__ import annotations
 
 import csv
+import json
 import os
 import runpy
 import signal
@@ -155,6 +156,14 @@ def test_attack_resumes_to_the_same_rows(workspace: Path, monkeypatch: pytest.Mo
     assert call(workspace, monkeypatch, "attack.py", *args) == 0
     timeless = lambda table: sorted(str({k: v for k, v in row.items() if k != "seconds"}) for row in table)  # noqa: E731
     assert timeless(rows(path)) == timeless(whole)
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    monkeypatch.setattr("src.checks.check", lambda *args, **kwargs: pytest.fail("the same search again"))
+    assert call(workspace, monkeypatch, "attack.py", *args) == 0
+    assert repr(json.loads((path.parent / "manifest.json").read_text())["signs"]) == repr(manifest["signs"])
+    searching: list[object] = []
+    monkeypatch.setattr("src.checks.check", lambda *args, **kwargs: searching.append(args) or [])
+    assert call(workspace, monkeypatch, "attack.py", *args, "--set", "ATTACK.checks=1") == 0
+    assert len(searching) == 2  # fgsm and pgd, on other clips than before
 
 
 def test_certify(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from src.registry import ATTACKS
-from src.self_test import plant, self_test
+from src.self_test import SelfTest, plant, self_test
 from src.streams import Streams
 from src.threat import ThreatModel
 
@@ -42,6 +42,10 @@ def test_a_broken_attack_is_caught(net: torch.nn.Module) -> None:
     outcome = self_test(lazy, net, torch.randn(8, 100), ThreatModel("linf", 0.01), streams=streams)
     assert outcome.found == 0.0
     assert "MISSES" in str(outcome)
+
+
+def test_the_share_agrees_with_the_judgment() -> None:
+    assert "MISSES what is known to be there: 94.6%" in str(SelfTest(111, 105 / 111, 0.0))
 
 
 def test_the_clean_clip_is_class_zero_and_the_point_class_one(net: torch.nn.Module) -> None:
