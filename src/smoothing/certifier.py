@@ -94,7 +94,7 @@ class Certifier:
 def statements(settings: Certify) -> list[str]:
     """What a certificate of this run says, in one line, and what limits the numbers."""
     change = {
-        "white": f"additive change at the {settings.stage} of L2 norm",
+        "white": f"additive change of the representation {settings.stage} whose L2 norm is",
         "speech": "additive change of the waveform whose norm weighted by the inverse spectrum of the noise is",
     }
     change["hearing"] = change["speech"]
