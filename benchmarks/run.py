@@ -1,6 +1,6 @@
 """Run the benchmarks and write RESULTS.md: every number is a ratio measured in one run on the same clips.
 
-    python benchmarks/run.py [--model MODEL.pt] [--data FOLDER] [--only attacks,certify] [--repeats 5]
+python benchmarks/run.py [--model MODEL.pt] [--data FOLDER] [--only attacks,certify] [--repeats 5]
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks import attacks, certify, data_path, front_end, inversion  # noqa: E402
+from benchmarks import attacks, certify, data_path, front_end, inversion, minimum_norm, scale  # noqa: E402
 from src import checkpoint, results  # noqa: E402
 from src.datasets import store  # noqa: E402
 from src.datasets.prepare import Data, prepare  # noqa: E402
 from src.victim import Victim  # noqa: E402
 
-NAMES = ("data_path", "front_end", "inversion", "attacks", "certify")
+NAMES = ("data_path", "front_end", "inversion", "attacks", "minimum_norm", "certify", "scale")
 
 
 def processor() -> str:
@@ -32,7 +32,8 @@ def processor() -> str:
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{name}, {os.cpu_count()} CPUs, {'CUDA ' + torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{name}, {os.cpu_count()} CPUs, {gpu}"
 
 
 def test_clips(data: Path, folder: Path) -> store.Clips:
@@ -51,7 +52,11 @@ def measure(name: str, victim: Victim, clips: store.Clips, data: Path, repeats: 
     if name == "inversion":
         return inversion.run(x[:16], clips.sample_rate, repeats)
     if name == "attacks":
-        return attacks.run(victim, x, repeats)
+        return attacks.run(victim, x[:32], repeats)
+    if name == "minimum_norm":
+        return minimum_norm.run(victim, x[:32], 1)
+    if name == "scale":
+        return scale.run(ROOT / "experiments/keywords.ini")
     return certify.run(victim, x[0], repeats)
 
 
@@ -83,8 +88,8 @@ def main() -> None:
     fields = ("benchmark", "what", "ours", "peer", "unit", "ratio", "note")
     table = results.markdown([{field: row[field] for field in fields} for row in rows])
     head = (
-        f"# Benchmarks\n\n`make bench` on {processor()}; one thread, median of {args.repeats}; ratio = how many times better"
-        " than the peer ours is, measured in the same run on the same clips.\n\n"
+        f"# Benchmarks\n\n`make bench` on {processor()}; one thread, median of {args.repeats} repetitions; "
+        "ratio = how many times better than the peer ours is, measured in the same run on the same clips.\n\n"
     )
     results.write_text(args.out, head + table)
     print(f"written: {args.out}")

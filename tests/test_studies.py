@@ -1,0 +1,93 @@
+"""Every study of experiments/ and benchmarks/ in a tiny setting: the files are whole and run from their own command."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import attacks as bench_attacks
+from benchmarks import certify as bench_certify
+from benchmarks import front_end as bench_front_end
+from benchmarks import inversion as bench_inversion
+from benchmarks import minimum_norm as bench_minimum_norm
+from benchmarks.run import processor
+from src import checkpoint, config
+from src.datasets.store import Clips
+from src.victim import Victim
+from tests.conftest import ROOT
+from tests.test_scripts import call
+
+STUDIES = sorted(path.stem for path in (ROOT / "experiments").glob("*.ini"))
+SMALL = [
+    "DATA.n_test=2", "MODEL.resnet.widths=4,8", "TRAINING.epochs=1", "TRAINING.batch_size=64", "TRAINING.noise_dir=",
+    "ATTACK.eps=0.001", "ATTACK.checks=0", "ATTACK.wavs=0", "ATTACK.pgd.steps=2", "ATTACK.cw.steps=5",
+    "ATTACK.cw.search_steps=1", "CERTIFY.sigma=0.02", "CERTIFY.n0=16", "CERTIFY.n=32",
+]  # fmt: skip
+QUERIES = ("autoattack", "square", "nes", "spsa", "siren", "genetic", "hopskipjump", "boundary", "kenansville")
+OWN = {
+    # its front end alone would take longer than everything else here
+    "keywords_cnn": ["FRONTEND.linear_mel.hop_length=1000", "FRONTEND.linear_mel.n_fft=1024",
+                     "FRONTEND.linear_mel.n_mels=48", "FRONTEND.linear_mel.pad_seconds=3"],
+    "inversions_keywords": ["MODEL.names=resnet"],
+    "attacks_keywords": [f"ATTACK.{name}.queries=20" for name in QUERIES]
+                        + ["ATTACK.autoattack.steps=10", "ATTACK.psychoacoustic.steps=5", "ATTACK.universal.steps=5"],
+}  # fmt: skip
+"""What else must be small in a study."""
+
+
+@pytest.fixture(scope="module")
+def victim(clips: Clips) -> Victim:
+    torch.manual_seed(0)
+    return checkpoint.build(
+        model="resnet", model_options={"widths": (4, 8)}, front_end_options={"hop_length": 320},
+        classes=clips.classes, sample_rate=clips.sample_rate, n_samples=clips.n_samples,
+    ).eval()  # fmt: skip
+
+
+def ratios(rows: list[dict[str, object]]) -> list[float]:
+    assert rows
+    for row in rows:
+        assert {"benchmark", "what", "ours", "peer", "unit", "ratio"} <= set(row)
+    return [float(row["ratio"]) for row in rows]  # type: ignore[arg-type]
+
+
+def test_benchmarks_measure_something(clips: Clips, victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_attacks, "STEPS", 2)
+    monkeypatch.setattr(bench_attacks, "carlini_wagner", lambda *args: [])
+    x = clips.waveforms(slice(2))
+    assert all(ratio > 0 for ratio in ratios(bench_attacks.run(victim, x, 1, eps=(1e-3,))))
+    assert all(ratio > 0 for ratio in ratios(bench_front_end.run(x, clips.sample_rate, 1)))
+    assert processor()
+
+
+def test_inversion_benchmark_measures_quality_too(clips: Clips) -> None:
+    rows = bench_inversion.run(clips.waveforms(slice(1)), clips.sample_rate, 1)
+    assert len(ratios(rows)) >= 2
+
+
+def test_every_benchmark_of_the_runner_has_the_same_face() -> None:
+    for module in (bench_attacks, bench_certify, bench_front_end, bench_inversion, bench_minimum_norm):
+        assert callable(module.run)
+        assert module.__doc__
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_study_runs_whole(study: str, tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = config.load(ROOT / f"experiments/{study}.ini").data.source
+    corpus = {"speech_commands": "speech_commands", "fsdd": "fsdd", "librispeech": "librispeech_mini"}[source]
+    words = {"speech_commands": "yes,no", "fsdd": "3,7", "librispeech": "1088,118"}[source]
+    tiny = [f"DATA.{source}.source_dir={shared / corpus}", f"DATA.include_dirs={words}", *SMALL, *OWN.get(study, [])]
+    args = ["--config", str(ROOT / f"experiments/{study}.ini")]
+    args += [part for override in tiny for part in ("--set", override)]
+    scripts = ["prepare_dataset.py", "train_model.py", "evaluate_model.py"]
+    scripts += ["certify.py"] if study.startswith("certified") else ["attack.py", "certify.py"]
+    for script in scripts:
+        assert call(tmp_path, monkeypatch, script, *args) == 0, script
+    pattern = "certify/*.csv" if study.startswith("certified") else "attack/rows.csv"
+    for path in tmp_path.rglob(pattern):
+        with path.open() as file:
+            assert len(list(csv.DictReader(file))) >= 1, path
+    assert list(tmp_path.rglob(pattern))
