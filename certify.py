@@ -9,20 +9,18 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from src import checkpoint, empirical, figures, results, shell
+from src import empirical, figures, results, shell
 from src.config import Config
 from src.datasets import store
 from src.distributed import Team, team
 from src.registry import DEFENSES
 from src.smoothing import FIELDS, UNITS, Certificate, Certifier, ShapedNoise, spectrum, statements, summary
-from src.streams import derive_seed
-from src.victim import Victim
+from src.studies import chosen
 
 Rows = list[dict[str, str]]
 
@@ -37,28 +35,22 @@ def main(config: Config, args: argparse.Namespace) -> None:
     """
     settings, data_dir = config.certify, config.data.data_dir
     clips = store.load(data_dir, "test")
-    order = torch.Generator().manual_seed(derive_seed(config.data.seed, "n_test"))
-    chosen = torch.randperm(len(clips), generator=order)[: config.data.n_test].sort().values
-    paths = [config.results.model_dir / f"{name}.pt" for name in args.model or ()]
-    paths = paths or sorted(config.results.model_dir.glob("*.pt"))
-    if not paths:
-        raise FileNotFoundError(f"{config.results.model_dir}: no trained models here; run train_model.py first")
-    victims = {path: checkpoint.load(path) for path in paths}
+    drawn = chosen.drawn(config, clips).sort().values
+    models = chosen.models(config, args.model, clips)
+    for model in models:
+        model.victim.split(settings.stage)  # refuses an unknown representation before any work
     n_samples, sample_rate = clips.n_samples, clips.sample_rate
-    for path, (victim, _) in victims.items():
-        checkpoint.check_fits(victim, path, classes=clips.classes, sample_rate=sample_rate, n_samples=n_samples)
-        victim.split(settings.stage)  # refuses an unknown representation before any work
     shaped = spectrum(settings, n_samples, sample_rate, lambda: store.load(data_dir, "train").waveforms(slice(0, 4000)))
-    clips, idx, contradicted = clips.select(chosen), chosen.tolist(), False
+    clips, idx, contradicted = clips.select(drawn), drawn.tolist(), False
     with team() as members:
-        for path, (victim, facts) in victims.items():
-            trained = (facts.get("sigma"), facts.get("stage", settings.stage))
+        for model in models:
+            trained = (model.facts.get("sigma"), model.facts.get("stage", settings.stage))
             if members.leads and trained[0] and settings.kind == "noise":
                 for sigma in settings.sigma:
                     if (sigma, settings.stage) != trained:
-                        said = f"{path.stem} was trained with noise of sigma {trained[0]:g} at {trained[1]}"
+                        said = f"{model.name} was trained with noise of sigma {trained[0]:g} at {trained[1]}"
                         print(f"warning: {said}, and is certified with {sigma:g} at {settings.stage}")
-            run = Run(config, path, victim, shaped, clips, idx, members)
+            run = Run(config, model, shaped, clips, idx, members)
             rows = run.certify()
             attacked = run.attack(rows)
             if members.leads:
@@ -104,23 +96,22 @@ class Run:
     def __init__(
         self,
         config: Config,
-        path: Path,
-        victim: Victim,
+        model: chosen.Trained,
         shaped: ShapedNoise | None,
         clips: store.Clips,
         idx: list[int],
         members: Team,
     ):
         self.config, self.settings, self.members = config, config.certify, members
-        self.model, self.victim, self.shaped, self.clips = path.stem, victim, shaped, clips
+        self.model, self.victim, self.shaped, self.clips = model.name, model.victim, shaped, clips
         self.row_of = {number: i for i, number in enumerate(idx)}
         self.device = members.device(config.training.use_cuda)
-        self.frozen = victim.to(self.device).frozen()
+        self.frozen = model.victim.to(self.device).frozen()
         self.certifier = Certifier(*self.frozen.split(self.settings.stage), self.settings, clips.sample_rate, shaped)
         self.folder = config.results.results_dir / "certify"
         self.name = f"{self.model}.{self.settings.space}"
         self.given = {
-            "model": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "model": model.weights,
             "clips": hashlib.sha256(clips.samples.tobytes()).hexdigest(),
             "shape": shaped and hashlib.sha256(shaped.amplitude.numpy().tobytes()).hexdigest(),
             "device": self.device.type,
@@ -199,7 +190,7 @@ class Run:
         said, contradicted = summary.verdict(attacked, own.alpha)
         notes = [*statements(own), *(empirical.statements(own) if own.attack_clips else ()), said]
         if clips.synthetic:
-            notes.append("SYNTHETIC SPEECH: a speech synthesizer spoke these clips.")
+            notes.append(chosen.SYNTHETIC)
         sizes = {example: float(clips.waveforms([i]).norm()) for i, example in enumerate(clips.ids)}
         lipschitz = self.victim.lipschitz(own.stage) if own.kind == "noise" else None
         spectral = (shaped.l2(), shaped.bands(clips.sample_rate)) if shaped else ()
