@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 from pathlib import Path
@@ -16,11 +15,9 @@ from prepare_dataset import main
 from src import shell
 from src.datasets import writer
 from src.datasets.decode import DamagedError, loudest, read, to_clip
-from src.datasets.features import cached_features
 from src.datasets.prepare import Data, prepare
 from src.datasets.source import Sound
 from src.datasets.store import SPLITS, load
-from src.registry import FRONTENDS
 
 RATE = 16000
 Capture = pytest.CaptureFixture[str]
@@ -244,37 +241,3 @@ def test_full_disk_through_the_script(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/somewhere")
     assert Data(data_dir=Path("~/x")).data_dir == Path("/somewhere/x")
-
-
-def test_features_are_computed_once_and_go_with_the_store(tmp_path: Path) -> None:
-    options = {"source_dir": corpus(tmp_path / "in")}
-    prepare(settings(tmp_path), options)
-    store = tmp_path / "store"
-    clips = load(store, "train")
-    stages = FRONTENDS["log_mel"](sample_rate=RATE, n_samples=clips.n_samples)
-    calls = []
-
-    def head(x):  # type: ignore[no-untyped-def]
-        calls.append(len(x))
-        for stage in stages:
-            x = stage(x)
-        return x
-
-    first = cached_features(store, "train", head, "log_mel", batch_size=3)
-    assert sum(calls) == len(clips)
-    second = cached_features(store, "train", head, "log_mel")
-    assert sum(calls) == len(clips)
-    assert np.array_equal(first, second)
-    assert np.allclose(first, head(clips.waveforms()).numpy(), atol=1e-5)
-    cached_features(store, "train", head, "another")
-    assert len(list(store.glob("features-*.npy"))) == 2
-
-    def full(x):  # type: ignore[no-untyped-def]
-        raise OSError("No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        cached_features(store, "train", full, "third")
-    assert len(list(store.glob("features-*"))) == 2
-    prepare(settings(tmp_path, seconds=0.05), options)
-    assert not list(store.glob("features-*"))
-    assert os.listdir(store)

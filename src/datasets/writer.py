@@ -17,8 +17,6 @@ import numpy as np
 from src.datasets.store import SPLITS
 
 FILES = {"dataset.json", *(f"{split}{ending}" for split in SPLITS for ending in (".npy", ".json"))}
-FEATURES = "features-"
-"""Cached features lie in the store and go with it; their names begin so."""
 
 
 def header(n: int, n_samples: int) -> bytes:
@@ -86,7 +84,7 @@ def check_replaceable(data_dir: Path) -> None:
     if data_dir.is_file():
         raise NotADirectoryError(f"{data_dir}: data_dir is a file")
     there = sorted(path.name for path in data_dir.iterdir()) if data_dir.is_dir() else []
-    foreign = [name for name in there if name not in FILES and not name.startswith(FEATURES)]
+    foreign = [name for name in there if name not in FILES]
     if foreign:
         raise ValueError(f"{data_dir}: holds other files ({', '.join(foreign[:3])} ...); choose a data_dir of its own")
 
