@@ -52,7 +52,7 @@ def measure(name: str, victim: Victim, clips: store.Clips, data: Path, repeats: 
     if name == "inversion":
         return inversion.run(x[:16], clips.sample_rate, repeats)
     if name == "attacks":
-        return attacks.run(victim, x[:32], repeats)
+        return attacks.run(victim, x[:16], repeats)
     if name == "minimum_norm":
         return minimum_norm.run(victim, x[:32], 1)
     if name == "scale":
