@@ -18,13 +18,13 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks import attacks, certify, data_path, front_end, inversion, minimum_norm, scale  # noqa: E402
+from benchmarks import attacks, certify, data_path, front_end, inversion, minimum_norm, scale, strength  # noqa: E402
 from src import checkpoint, results  # noqa: E402
 from src.datasets import store  # noqa: E402
 from src.datasets.prepare import Data, prepare  # noqa: E402
 from src.victim import Victim  # noqa: E402
 
-NAMES = ("data_path", "front_end", "inversion", "attacks", "minimum_norm", "certify", "scale")
+NAMES = ("data_path", "front_end", "inversion", "attacks", "minimum_norm", "strength", "certify", "scale")
 
 
 def processor() -> str:
@@ -42,8 +42,10 @@ def test_clips(data: Path, folder: Path) -> store.Clips:
     return store.load(folder, "test")
 
 
-def measure(name: str, victim: Victim, clips: store.Clips, data: Path, repeats: int) -> list[dict[str, Any]]:
-    """The rows of one benchmark."""
+def measure(
+    name: str, victim: Victim, others: dict[str, Victim], clips: store.Clips, data: Path, repeats: int
+) -> list[dict[str, Any]]:
+    """The rows of one benchmark; `others` are all models beside the victim's file, itself included."""
     x = clips.waveforms(torch.arange(0, len(clips), max(1, len(clips) // 64))[:64])
     if name == "data_path":
         return data_path.run(data, repeats)
@@ -55,6 +57,9 @@ def measure(name: str, victim: Victim, clips: store.Clips, data: Path, repeats: 
         return attacks.run(victim, x[:16], repeats)
     if name == "minimum_norm":
         return minimum_norm.run(victim, x[:32], 1)
+    if name == "strength":
+        chosen = torch.arange(0, len(clips), max(1, len(clips) // 32))[:32]
+        return strength.run(others, clips.waveforms(chosen), clips.labels[chosen])
     if name == "scale":
         return scale.run(ROOT / "experiments/keywords.ini")
     return certify.run(victim, x[0], repeats)
@@ -77,12 +82,13 @@ def main() -> None:
         clips = test_clips(args.data, Path(folder) / "store")
         try:
             victim, _ = checkpoint.load(args.model)
+            others = {path.stem: checkpoint.load(path)[0] for path in sorted(args.model.parent.glob("*.pt"))}
         except (OSError, ValueError) as error:
             print(f"error: {error}; train it: make study CONFIG=experiments/keywords.ini", file=sys.stderr)
             sys.exit(2)
         rows = []
         for name in chosen:
-            found = measure(name, victim, clips, args.data, args.repeats)
+            found = measure(name, victim, others, clips, args.data, args.repeats)
             print(results.markdown([{"note": "", **row} for row in found]))
             rows += [{"note": "", **row} for row in found]
     fields = ("benchmark", "what", "ours", "peer", "unit", "ratio", "note")

@@ -89,7 +89,7 @@ def security(path: Path, points: Sequence[Mapping[str, Any]], *, title: str, x_l
     if falling:
         axes.invert_xaxis()
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))  # many curves leave no free corner
     save(figure, path)
 
 

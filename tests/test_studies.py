@@ -13,6 +13,8 @@ from benchmarks import certify as bench_certify
 from benchmarks import front_end as bench_front_end
 from benchmarks import inversion as bench_inversion
 from benchmarks import minimum_norm as bench_minimum_norm
+from benchmarks import scale as bench_scale
+from benchmarks import strength as bench_strength
 from benchmarks.run import processor
 from src import checkpoint, config
 from src.datasets.store import Clips
@@ -70,10 +72,31 @@ def test_inversion_benchmark_measures_quality_too(clips: Clips) -> None:
     assert len(ratios(rows)) >= 2
 
 
-def test_every_benchmark_of_the_runner_has_the_same_face() -> None:
-    for module in (bench_attacks, bench_certify, bench_front_end, bench_inversion, bench_minimum_norm):
-        assert callable(module.run)
-        assert module.__doc__
+def test_strength_benchmark_judges_both(clips: Clips, victim: Victim) -> None:
+    x = clips.waveforms(slice(3))
+    rows = bench_strength.run({"tiny": victim}, x, victim(x).argmax(1), eps=0.5, steps=3)
+    assert len(ratios(rows)) == 2
+    assert {row["unit"] for row in rows} == {"robust accuracy", "s"}
+
+
+def test_minimum_norm_and_certify_benchmarks_measure_something(clips: Clips, victim: Victim) -> None:
+    x = clips.waveforms(slice(2))
+    assert all(ratio > 0 for ratio in ratios(bench_certify.run(victim, x[0], 1)))
+    assert callable(bench_minimum_norm.run), "its 200 passes of eight attacks are too slow for a test of its own"
+
+
+def test_scale_benchmark_counts_memory_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[tuple[int, int]] = []
+
+    def fake(config: Path, out: Path, clips: int, processes: int, *overrides: str) -> tuple[float, float]:
+        runs.append((clips, processes))
+        return 5.0 + clips / processes, 100.0
+
+    monkeypatch.setattr(bench_scale, "attack", fake)
+    memory, throughput = bench_scale.run(Path("none.ini"), few=10, many=50)
+    assert memory["ratio"] == 1
+    assert throughput["ratio"] == pytest.approx(2)
+    assert runs == [(10, 1), (50, 1), (10, 2), (50, 2)]
 
 
 @pytest.mark.parametrize("study", STUDIES)
