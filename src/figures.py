@@ -27,7 +27,7 @@ def save(figure: Figure, path: Path, crop: bool = True) -> None:
 
 def curves(
     path: Path,
-    series: dict[str, tuple[Sequence[float], Sequence[float]]],
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     *,
     x_label: str,
     y_label: str,
