@@ -12,7 +12,7 @@ from benchmarks.data_path import run
 
 def test_runs_in_a_tiny_setting() -> None:
     rows = run(None, repeats=1, per_class=4)
-    assert len(rows) == 10
+    assert len(rows) == 12
     for row in rows:
         assert list(row) == ["benchmark", "what", "ours", "peer", "unit", "ratio"]
         assert row["ours"] > 0
