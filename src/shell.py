@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import os
 import sys
 from collections.abc import Callable
@@ -35,6 +37,7 @@ def run(main: Callable[..., Any], sections: list[str], **options: dict[str, Any]
     for name, keywords in options.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **keywords)
     args = parser.parse_args()
+    keep_memory()
     if "EARSHOT_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["EARSHOT_THREADS"]))
     try:
@@ -47,3 +50,13 @@ def run(main: Callable[..., Any], sections: list[str], **options: dict[str, Any]
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+
+
+def keep_memory() -> None:
+    """Let glibc keep the memory of large tensors for the next ones. By default it gives every block above 32 MB back
+    and the next layer pages it in anew, up to a quarter of the time of a training step on a CPU."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        mallopt(trim_threshold, 1 << 30)
+        mallopt(mmap_threshold, 1 << 28)

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from src.convolution import freeze_convolutions
+
 WAVEFORM = "waveform"
 """The name of the input itself: float32 [batch, time] in [-1, 1]."""
 
@@ -147,14 +149,14 @@ class Victim(Chain):
 
     def frozen(self) -> Victim:
         """A copy in evaluation mode, parameters without gradients, batch norm folded into convolutions, dense
-        convolutions in channels_last, fast backwards where a stage has one; the same logits to 1e-5 and the same input
-        gradients."""
+        convolutions in channels_last, fast backwards where a layer has one; the same logits to 1e-5 and the same input
+        gradients, but no second derivatives."""
         stages = [copy.deepcopy(stage).frozen() for stage in self.stages]  # type: ignore[operator]
         classifier = fold_batch_norm(copy.deepcopy(self.classifier).eval())  # type: ignore[union-attr]
         convolutions = [module for module in classifier.modules() if isinstance(module, nn.Conv2d)]
         # Depthwise convolutions lose more in channels_last than the dense ones gain (measured on CPU).
         if convolutions and all(module.groups == 1 for module in convolutions):
-            classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            classifier = freeze_convolutions(classifier.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
         victim = Victim(
             stages, classifier, classes=self.classes, sample_rate=self.sample_rate, n_samples=self.n_samples
         )

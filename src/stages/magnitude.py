@@ -156,40 +156,43 @@ class PowerMel(Stage):
 class _PowerMel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, stage: Magnitude, filters: Tensor) -> Tensor:
-        saved, out = [], []
-        for piece in stage.pieces(x):
+        saved = []
+        out = x.new_empty(len(x), len(filters), stage.n_frames(x.shape[-1]))
+        for piece, into in zip(pieces := stage.pieces(x), torch.split(out, len(pieces[0])), strict=True):
             spectrum = stage.analyze(piece)
             parts = torch.view_as_real(spectrum)
             power = parts[..., 0].square().addcmul_(parts[..., 1], parts[..., 1])
-            out.append((power @ filters.T).transpose(1, 2))
+            torch.matmul(filters, power.transpose(1, 2), out=into)
             if ctx.needs_input_grad[0]:
                 saved.append(spectrum)
         ctx.stage, ctx.n_samples = stage, x.shape[-1]
         ctx.save_for_backward(filters, *saved)
-        return torch.cat(out)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         filters, *saved = ctx.saved_tensors
-        out = []
-        for spectrum, piece in zip(saved, torch.split(grad, len(saved[0])), strict=True):
-            weight = (piece.transpose(1, 2) @ filters).mul_(2)  # d|X|^2/dX = 2 X
-            out.append(adjoint(weight * spectrum, ctx.stage, ctx.n_samples))
-        return torch.cat(out), None, None
+        filters = filters * adjoint_scale(ctx.stage.n_fft, filters).mul_(2)  # d|X|^2/dX = 2 X
+        out = grad.new_empty(len(grad), ctx.n_samples)
+        steps = len(saved[0])
+        for spectrum, piece, into in zip(saved, torch.split(grad, steps), torch.split(out, steps), strict=True):
+            into.copy_(adjoint((piece.transpose(1, 2) @ filters) * spectrum, ctx.stage, ctx.n_samples))
+        return out, None, None
 
 
 class _FastMagnitude(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, stage: Magnitude) -> Tensor:
         saved, out = [], []
+        scale = adjoint_scale(stage.n_fft, x)
         for piece in stage.pieces(x):
             spectrum = stage.analyze(piece)
             magnitude = spectrum.abs()
             out.append(magnitude.transpose(1, 2))
             if ctx.needs_input_grad[0]:
                 # d|X|/dX = X / |X|, with subgradient 0 at 0.
-                saved.append(spectrum.div_(magnitude.clamp_min(1e-30)))
+                saved.append(spectrum.mul_(scale / magnitude.clamp_min(1e-30)))
         ctx.stage, ctx.n_samples = stage, x.shape[-1]
         ctx.save_for_backward(*saved)
         return torch.cat(out)
@@ -203,12 +206,16 @@ class _FastMagnitude(torch.autograd.Function):
         return torch.cat(out), None
 
 
+def adjoint_scale(n_fft: int, like: Tensor) -> Tensor:
+    """What each bin of a cotangent is multiplied by before the inverse real FFT, [freq]: the FFT divides by n and
+    counts the inner bins twice."""
+    scale = like.new_full((n_fft // 2 + 1,), float(n_fft))
+    scale[1 : (n_fft + 1) // 2] *= 0.5
+    return scale
+
+
 def adjoint(cotangent: Tensor, stage: Magnitude, n_samples: int) -> Tensor:
-    """The transpose of x -> STFT(x), [batch, frames, freq] -> [batch, time]: irfft counts inner bins twice and divides
-    by n, so those bins are halved first and the result multiplied back."""
-    cotangent = cotangent * stage.n_fft
-    inner = cotangent[..., 1 : (stage.n_fft + 1) // 2]
-    inner *= 0.5
+    """The transpose of x -> STFT(x), [batch, frames, freq] -> [batch, time], of what `adjoint_scale` has scaled."""
     frames = torch.fft.irfft(cotangent, n=stage.n_fft)[..., : stage.win_length] * stage.window
     left, _ = stage.padding(n_samples)
     return overlap_add(frames, stage.hop_length)[:, left : left + n_samples]

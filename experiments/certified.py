@@ -1,0 +1,119 @@
+"""The study of certified accuracy at several representations: a plain model and, for each representation and sigma, one
+trained with Gaussian noise of that sigma there (Cohen et al. 2019), each certified on the same clips.
+
+    python experiments/certified.py --config experiments/certified_speaker.ini
+
+It calls the scripts in turn and goes on where it stopped; `--stages` takes a share of the work, so that several
+processes can each do one (the last one to end writes the whole report; `--report` writes it again)."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import runpy
+import sys
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from src import figures, results, shell  # noqa: E402
+from src.config import Config  # noqa: E402
+from src.datasets import store  # noqa: E402
+from src.smoothing import summary  # noqa: E402
+from src.studies import chosen  # noqa: E402
+
+STAGES = ("magnitude", "normalize", "waveform")
+PLAIN, AUGMENTED = "plain training", "trained with noise of that sigma"
+
+Found = dict[tuple[str, str], dict[float, list[dict[str, str]]]]
+
+
+def call(script: str, args: argparse.Namespace, *overrides: str) -> None:
+    """Run one script of Earshot in this process; its failure ends the study with its exit code."""
+    wanted = [*args.set, *overrides]
+    sys.argv = [script, "--config", args.config, *(part for one in wanted for part in ("--set", one))]
+    try:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
+
+
+def rows_of(folder: Path, pattern: str) -> list[dict[str, str]]:
+    """The rows of the one model that `pattern` fits, in the order of the clips."""
+    for path in sorted(folder.glob(pattern)):
+        with path.open(newline="") as file:
+            return sorted(csv.DictReader(file), key=lambda row: int(row["idx"]))
+    return []
+
+
+def report(config: Config) -> None:
+    """Tables of what is there so far, and the figure of the representations in waveform-equivalent dB."""
+    own, out = config.certify, config.results.results_dir
+    clips = store.load(config.data.data_dir, "test")
+    clips = clips.select(chosen.drawn(config, clips).sort().values)
+    victim = chosen.models(config, None, clips)[0].victim
+    lines, series = [], {}
+    for training, folder in ((PLAIN, out), (AUGMENTED, out / "augmented")):
+        for stage in STAGES:
+            rows = {s: rows_of(folder / "certify", f"*.{stage}.{s:g}.rows.csv") for s in own.sigma}
+            rows = {sigma: mine for sigma, mine in rows.items() if mine}
+            if not rows:
+                continue
+            for sigma, cells in zip(rows, summary.table(rows, own.radii), strict=True):
+                spent = sum(int(row["n_used"]) for row in rows[sigma]) / len(rows[sigma])
+                lines.append({"stage": stage, "training": training, **cells, "mean draws": f"{spent:.0f}"})
+            lipschitz = victim.lipschitz(stage)
+            if lipschitz:
+                radii = [r for r in own.radii if r > 0]
+                clip = median(float(clips.waveforms([i]).norm()) for i in range(len(clips)))
+                best = summary.envelope([summary.certified_accuracy(mine, radii) for mine in rows.values()])
+                x = [summary.certified_snr(clip, r / lipschitz) for r in radii]
+                series[f"{stage}, {training}"] = (x, best)
+            else:
+                series[f"{stage}, {training}: no bound in the waveform"] = ([], [])
+    notes = [f"n0 = {own.n0}, n = {own.n}, alpha = {own.alpha:g}, mode = {own.mode}."]
+    notes += [chosen.SYNTHETIC] if clips.synthetic else []
+    title = f"Certified accuracy of {len(clips)} test clips, sigma x radius"
+    results.write_table(out / "certified.csv", lines, title, notes)
+    figures.curves(
+        config.results.plot_dir / "representations.png",
+        series,
+        x_label="signal-to-noise ratio above which every perturbation of the median clip is certified (dB)",
+        y_label="certified accuracy, best sigma",
+        title=f"Smoothing at {len(STAGES)} representations, as the waveform sees it",
+    )
+    print(f"{title}\n\n{results.markdown(lines)}\nfiles: {out}, {config.results.plot_dir}")
+
+
+def main(config: Config, args: argparse.Namespace) -> None:
+    """Train, certify and compare at several representations (see the top of the file)."""
+    unknown = set(args.stages) - set(STAGES)
+    if unknown:
+        raise ValueError(f"--stages {' '.join(sorted(unknown))}: choices are {', '.join(STAGES)}")
+    own, folders = config.certify, config.results
+    if not args.report:
+        call("prepare_dataset.py", args)
+        call("train_model.py", args)
+        for stage in args.stages:
+            call("certify.py", args, f"CERTIFY.stage={stage}")
+            for sigma in own.sigma:
+                places = [f"RESULTS.model_dir={folders.model_dir}/{stage}_{sigma:g}"]
+                places += [f"RESULTS.results_dir={folders.results_dir}/augmented"]
+                places += [f"RESULTS.plot_dir={folders.plot_dir}/{stage}_{sigma:g}"]
+                noise = ["TRAINING.method=gaussian", f"TRAINING.gaussian.sigma={sigma:g}", f"TRAINING.stage={stage}"]
+                call("train_model.py", args, *places, *noise)
+                call("certify.py", args, *places, f"CERTIFY.stage={stage}", f"CERTIFY.sigma={sigma:g}")
+    report(config)
+
+
+if __name__ == "__main__":
+    stages = {"nargs": "+", "default": list(STAGES), "metavar": "STAGE", "help": f"of {', '.join(STAGES)}"}
+    shell.run(
+        main,
+        ["CERTIFY", "TRAINING", "RESULTS"],
+        stages=stages,
+        report={"action": "store_true", "help": "only write the tables and the figure of what is there"},
+    )
