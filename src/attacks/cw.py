@@ -22,6 +22,8 @@ from src.threat import ThreatModel, column, norm_of
 
 CROSSING_STEPS, GROWTH = 20, 1.4
 """Steps that look for a first success, and how much longer each is than the one before."""
+SHRINK = 0.99
+"""An objective that falls by less within a tenth of the steps has converged."""
 SLACK = 1e-4
 """Share of the clean margin that a success must clear: rounding must not undo it on another copy of the model."""
 
@@ -50,7 +52,7 @@ def cw(
         learning_rate: length of the first steps, in norms of the first success found; it decays to zero.
         initial_c: first weight of the misclassification term, in units of the one that balances a linear model.
         confidence: margin between the logits that a success must have.
-        abort_early: an example stops when its objective no longer falls.
+        abort_early: an example stops when a tenth of the steps lowers its objective by less than 1 %.
     """
     best = Best(x)
     reach, needed, goal = _first_crossing(model, x, y, threat, best, confidence, targeted)
@@ -139,7 +141,7 @@ def _descend(
         decay = 0.5 * (1 + math.cos(math.pi * iteration / steps)) / (1 - 0.9 ** (iteration + 1))
         space.move(first * column(-decay * pace / scale, x))
         if abort_early and iteration % max(steps // 10, every(x)) == 0:
-            stays = objective < 0.9999 * previous
+            stays = objective < SHRINK * previous
             previous = objective
             keep = stays.nonzero().flatten()
             if len(keep) < len(x):

@@ -58,6 +58,18 @@ class Search:
         self.best.update(x_adv, -norm_of(x_adv - self.x, self.threat.norm), success, first=False)
         return success
 
+    def toward(self, target: Tensor) -> Search:
+        """The search for a perturbation that gives the class `target` [batch], from an untargeted one."""
+        grad, value, _ = gradient(self.model, self.x, lambda logits: margin(logits, target, True))
+        grad = self.threat.masked(grad).nan_to_num(0.0, 0.0, 0.0)
+        reach = predicted(grad, value, self.x, self.threat.norm)
+        goal = (SLACK * value.abs()).maximum(self.goal)
+        return Search(self.model, self.x, target, self.threat, True, grad, value, goal, reach, Best(self.x))
+
+    def take(self, other: Search) -> None:
+        """Take over what another search of the same examples found, where it is smaller."""
+        self.best.update(other.best.x, other.best.value, other.best.success, first=False)
+
     def size(self) -> Tensor:
         """Norm of the smallest success, [batch]; inf where there is none."""
         return torch.where(self.best.success, -self.best.value, math.inf)
