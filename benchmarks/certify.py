@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from src.registry import FRONTENDS
 from src.smoothing import Smooth, tune
 from src.victim import Victim
 
@@ -51,12 +52,26 @@ def seconds(works: list[Callable[[], Any]], repeats: int) -> list[float]:
     return [statistics.median(own) for own in times]
 
 
-def run(victim: Victim, x: Tensor, repeats: int = 3) -> list[dict[str, Any]]:
-    """Certify the clip x [time] of a victim at the waveform and at its features.
+def reference(victim: Victim) -> Victim:
+    """A plain CNN on the log-mel: three 3 x 3 convolutions of 32 channels with batch norm, at full resolution first.
+    Its weights are random, which costs the same time."""
+    layers: list[nn.Module] = [nn.Unflatten(1, (1, 64))]
+    for n_in in (1, 32, 32):
+        layers += [nn.Conv2d(n_in, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, len(victim.classes))]
+    shape = {"sample_rate": victim.sample_rate, "n_samples": victim.n_samples}
+    stages = FRONTENDS["log_mel"](**shape, n_mels=64)
+    return Victim(stages, nn.Sequential(*layers), classes=victim.classes, **shape).eval()
 
-    The peer runs the victim as it was trained, we its frozen copy; the bare passes are those of the frozen copy at the
-    batch size where it is fastest.
-    """
+
+def run(victim: Victim, x: Tensor, repeats: int = 3) -> list[dict[str, Any]]:
+    """Certify the clip x [time] of a victim, and of a plain CNN, at the waveform and at their features."""
+    return [*compare("trained model", victim, x, repeats), *compare("3-convolution CNN", reference(victim), x, repeats)]
+
+
+def compare(name: str, victim: Victim, x: Tensor, repeats: int) -> list[dict[str, Any]]:
+    """The peer runs the victim as it was trained, we its frozen copy; the bare passes are those of the frozen copy at
+    the batch size where it is fastest."""
     rows = []
     frozen, classes = victim.frozen(), len(victim.classes)
     for stage in ("waveform", victim.representations[-1]):
@@ -80,7 +95,7 @@ def run(victim: Victim, x: Tensor, repeats: int = 3) -> list[dict[str, Any]]:
             bare(tail, batch, N0 + N)
 
         mine, peer, floor = seconds([ours, theirs, limit], repeats)
-        what = f"{N0 + N} draws at the {stage}"
+        what = f"{name}, {N0 + N} draws at the {stage}"
         common = {"benchmark": "certify", "ours": mine, "unit": "CPU s"}
         rows += [
             {**common, "what": f"{what}, against Cohen's loop at batch 400", "peer": peer, "ratio": peer / mine},

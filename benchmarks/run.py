@@ -54,7 +54,7 @@ def measure(
     if name == "inversion":
         return inversion.run(x[:16], clips.sample_rate, repeats)
     if name == "attacks":
-        return attacks.run(victim, x[:16], repeats)
+        return attacks.run(victim, x[:32], repeats)
     if name == "minimum_norm":
         return minimum_norm.run(victim, x[:32], 1)
     if name == "strength":

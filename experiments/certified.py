@@ -1,15 +1,16 @@
-"""The study of certified accuracy at several representations: a plain model and, for each representation and sigma, one
-trained with Gaussian noise of that sigma there (Cohen et al. 2019), each certified on the same clips.
+"""The study of certified accuracy at several representations: a plain model and, for each representation, sigma and
+method, one trained with noise of that sigma there, all certified on the same clips.
 
     python experiments/certified.py --config experiments/certified_speaker.ini
 
-It calls the scripts in turn and goes on where it stopped; `--stages` takes a share of the work, so that several
-processes can each do one (the last one to end writes the whole report; `--report` writes it again)."""
+It calls the scripts in turn and goes on where it stopped. `--stages` and `--methods` take a share of the work, so that
+several processes can each do one; the report is about all that is there, and `--report` writes only that."""
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import runpy
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from src.smoothing import summary  # noqa: E402
 from src.studies import chosen  # noqa: E402
 
 STAGES = ("magnitude", "normalize", "waveform")
-PLAIN, AUGMENTED = "plain training", "trained with noise of that sigma"
+METHODS = ("gaussian", "consistency", "smoothadv", "macer")
 
 Found = dict[tuple[str, str], dict[float, list[dict[str, str]]]]
 
@@ -56,15 +57,17 @@ def report(config: Config) -> None:
     clips = clips.select(chosen.drawn(config, clips).sort().values)
     victim = chosen.models(config, None, clips)[0].victim
     lines, series = [], {}
-    for training, folder in ((PLAIN, out), (AUGMENTED, out / "augmented")):
+    for training in ("plain", *METHODS):
         for stage in STAGES:
-            rows = {s: rows_of(folder / "certify", f"*.{stage}.{s:g}.rows.csv") for s in own.sigma}
+            start = out / "certify" / "*" if training == "plain" else out / "augmented/certify" / f"*_{training}"
+            rows = {s: rows_of(start.parent, f"{start.name}.{stage}.{s:g}.rows.csv") for s in own.sigma}
             rows = {sigma: mine for sigma, mine in rows.items() if mine}
             if not rows:
                 continue
             for sigma, cells in zip(rows, summary.table(rows, own.radii), strict=True):
                 spent = sum(int(row["n_used"]) for row in rows[sigma]) / len(rows[sigma])
-                lines.append({"stage": stage, "training": training, **cells, "mean draws": f"{spent:.0f}"})
+                share = {"mean draws": f"{spent:.0f}", "clips": len(rows[sigma])}
+                lines.append({"stage": stage, "training": training, **cells, **share})
             lipschitz = victim.lipschitz(stage)
             if lipschitz:
                 radii = [r for r in own.radii if r > 0]
@@ -74,9 +77,11 @@ def report(config: Config) -> None:
                 series[f"{stage}, {training}"] = (x, best)
             else:
                 series[f"{stage}, {training}: no bound in the waveform"] = ([], [])
+    if not lines:
+        raise ValueError(f"{out}: nothing is certified yet; leave --report out")
     notes = [f"n0 = {own.n0}, n = {own.n}, alpha = {own.alpha:g}, mode = {own.mode}."]
     notes += [chosen.SYNTHETIC] if clips.synthetic else []
-    title = f"Certified accuracy of {len(clips)} test clips, sigma x radius"
+    title = "Certified accuracy of test clips, sigma x radius"
     results.write_table(out / "certified.csv", lines, title, notes)
     figures.curves(
         config.results.plot_dir / "representations.png",
@@ -90,30 +95,29 @@ def report(config: Config) -> None:
 
 def main(config: Config, args: argparse.Namespace) -> None:
     """Train, certify and compare at several representations (see the top of the file)."""
-    unknown = set(args.stages) - set(STAGES)
-    if unknown:
-        raise ValueError(f"--stages {' '.join(sorted(unknown))}: choices are {', '.join(STAGES)}")
     own, folders = config.certify, config.results
     if not args.report:
         call("prepare_dataset.py", args)
         call("train_model.py", args)
         for stage in args.stages:
             call("certify.py", args, f"CERTIFY.stage={stage}")
-            for sigma in own.sigma:
-                places = [f"RESULTS.model_dir={folders.model_dir}/{stage}_{sigma:g}"]
+            for sigma, method in itertools.product(own.sigma, args.methods):
+                places = [f"RESULTS.model_dir={folders.model_dir}/{method}_{stage}_{sigma:g}"]
                 places += [f"RESULTS.results_dir={folders.results_dir}/augmented"]
-                places += [f"RESULTS.plot_dir={folders.plot_dir}/{stage}_{sigma:g}"]
-                noise = ["TRAINING.method=gaussian", f"TRAINING.gaussian.sigma={sigma:g}", f"TRAINING.stage={stage}"]
+                places += [f"RESULTS.plot_dir={folders.plot_dir}/{method}_{stage}_{sigma:g}"]
+                noise = [f"TRAINING.method={method}", f"TRAINING.{method}.sigma={sigma:g}", f"TRAINING.stage={stage}"]
                 call("train_model.py", args, *places, *noise)
                 call("certify.py", args, *places, f"CERTIFY.stage={stage}", f"CERTIFY.sigma={sigma:g}")
     report(config)
 
 
 if __name__ == "__main__":
-    stages = {"nargs": "+", "default": list(STAGES), "metavar": "STAGE", "help": f"of {', '.join(STAGES)}"}
+    stages = {"nargs": "*", "choices": STAGES, "default": list(STAGES), "help": "where noise enters (default: all)"}
+    methods = {"nargs": "*", "choices": METHODS, "default": ["gaussian"], "help": "of training (default: gaussian)"}
     shell.run(
         main,
         ["CERTIFY", "TRAINING", "RESULTS"],
         stages=stages,
+        methods=methods,
         report={"action": "store_true", "help": "only write the tables and the figure of what is there"},
     )

@@ -111,10 +111,19 @@ def test_study_runs_whole(study: str, tmp_path: Path, shared: Path, monkeypatch:
     args = ["--config", str(ROOT / f"experiments/{study}.ini")]
     args += [part for override in tiny for part in ("--set", override)]
     scripts = ["prepare_dataset.py", "train_model.py", "evaluate_model.py"]
-    scripts += ["certify.py"] if study.startswith("certified") else ["attack.py", "certify.py"]
+    if study.startswith("certified"):
+        share = ["--stages", "magnitude", "normalize", "--methods", "gaussian"]
+        assert call(tmp_path, monkeypatch, "experiments/certified.py", *args, *share) == 0
+        (table,) = tmp_path.rglob("certified.csv")
+        with table.open() as file:
+            found = {(row["stage"], row["training"]) for row in csv.DictReader(file)}
+        assert found == {(s, t) for s in ("magnitude", "normalize") for t in ("plain", "gaussian")}
+        assert list(tmp_path.rglob("representations.png"))
+    else:
+        scripts += ["attack.py", "certify.py"]
     for script in scripts:
         assert call(tmp_path, monkeypatch, script, *args) == 0, script
-    pattern = "certify/*.csv" if study.startswith("certified") else "attack/rows.csv"
+    pattern = "certify/*.rows.csv" if study.startswith("certified") else "attack/rows.csv"
     for path in tmp_path.rglob(pattern):
         with path.open() as file:
             assert len(list(csv.DictReader(file))) >= 1, path
