@@ -35,9 +35,10 @@ class SelfTest:
         judged = (
             "the attack finds what is there" if self.found >= 0.95 else "THE ATTACK MISSES what is known to be there"
         )
+        easy = "; that says little, for random signs find most of them too" if self.by_chance > 0.5 else ""
         return (
             f"self-test: {judged}: {self.found:.1%} of {self.planted} planted adversarial examples found "
-            f"(by chance {self.by_chance:.1%})"
+            f"(by chance {self.by_chance:.1%}{easy})"
         )
 
 

@@ -61,3 +61,8 @@ def test_constant_model_and_infinite_budget_are_refused() -> None:
         self_test(ATTACKS["pgd"], constant, torch.randn(8, 100), ThreatModel("linf", 0.01), streams=streams)
     with pytest.raises(ValueError, match="finite eps"):
         self_test(ATTACKS["pgd"], constant, torch.randn(8, 100), ThreatModel("linf"), streams=streams)
+
+
+def test_what_chance_finds_too_is_said_to_prove_little() -> None:
+    assert "says little" in str(SelfTest(planted=10, found=1.0, by_chance=0.9))
+    assert "says little" not in str(SelfTest(planted=10, found=1.0, by_chance=0.1))
