@@ -9,7 +9,7 @@ from torch import Tensor
 
 from src.attacks.core import Model, attack
 from src.attacks.decisions import Oracle, bisect, start, within
-from src.attacks.queries import Task
+from src.attacks.task import Task
 from src.registry import Count, Positive
 from src.streams import Streams
 from src.threat import ThreatModel, column, norm_of
@@ -43,23 +43,20 @@ def boundary(
     oracle = Oracle(Task(model, x, y, threat, generator, targeted), queries)
     point, found = start(oracle, start_tries)
     point = bisect(oracle, point, found, 10)
-    result, alive = point.clone(), torch.arange(len(x), device=x.device)
+    result = point.clone()
     side, ahead = x.new_full((len(x),), sideways), x.new_full((len(x),), forward)
     # Successes and attempts in the current window: [batch] each.
     side_hits, hits, tried = torch.zeros_like(side), torch.zeros_like(side), torch.zeros_like(side)
     rounds = 0
     while True:
         distance = norm_of(point - oracle.task.x, "l2")
-        keep = ((oracle.used < queries) & (distance > 0)).nonzero().flatten()
-        result[alive] = point
-        if not len(keep):
-            return within(threat, result, x)
-        if len(keep) < len(alive):  # the examples that are done leave the batch
-            oracle = oracle.select(keep)
-            point, alive, distance, side, ahead, side_hits, hits, tried = (
-                t[keep] for t in (point, alive, distance, side, ahead, side_hits, hits, tried)
-            )
+        result[oracle.task.index] = point
+        point, distance, side, ahead, side_hits, hits, tried = oracle.keep(
+            (oracle.used < queries) & (distance > 0), point, distance, side, ahead, side_hits, hits, tried
+        )
         task = oracle.task
+        if not len(task):
+            return within(threat, result, x)
         away = (point - task.x) / column(distance, x)
         u = task.threat.masked(task.generator.normal(point))
         u = u - away * column((u * away).flatten(1).sum(1), u)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.attacks.queries import Task
+from src.attacks.core import narrow
+from src.attacks.task import State, Task
+from src.losses import fooled
 from src.threat import ThreatModel, column, norm_of
 
 LEVELS = (1 / 64, 1 / 16, 1 / 4, 1, 4, 16)
@@ -34,14 +36,14 @@ class Oracle:
         answer = torch.zeros_like(who)
         if len(index):
             self.used[index] += 1
-            part = self.task if len(index) == len(who) else self.task.select(index)
-            answer[index] = part.decide(x_adv[index])
+            model = self.task.model if len(index) == len(who) else narrow(self.task.model, index)
+            answer[index] = fooled(model(x_adv[index]), self.task.y[index], self.task.targeted)
         return answer
 
-    def select(self, index: Tensor) -> Oracle:
-        part = Oracle(self.task.select(index), self.limit)
-        part.used = self.used[index]
-        return part
+    def keep(self, stays: Tensor, *state: *State) -> tuple[*State]:
+        """`Task.keep`, with the counts."""
+        self.used, state = self.task.keep(stays, self.used, state)
+        return state
 
 
 def start(oracle: Oracle, tries: int) -> tuple[Tensor, Tensor]:

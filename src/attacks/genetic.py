@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.attacks.core import Best, Model, attack, finite_budgets
-from src.attacks.queries import Task
+from src.attacks.core import Model, attack, finite_budgets
+from src.attacks.task import Task
 from src.registry import Count, Fraction, Positive
 from src.streams import Streams
 from src.threat import ThreatModel, column
@@ -39,36 +39,26 @@ def genetic(
     """
     if population < 2:
         raise ValueError("a population needs at least 2 members")
-    best, alive = Best(x), torch.arange(len(x), device=x.device)
     unit = finite_budgets(threat, x) * (mutation_size if threat.norm == "linf" else mutation_size / x[0].numel() ** 0.5)
-    task, mine = Task(model, x, y, threat, generator, targeted), best
-    value, success = task.score(x)
-    mine.update(x, value, success, first=True)
+    task = Task(model, x, y, threat, generator, targeted)
     # Fitness of the elite is known: only children are asked about.
-    members, fitness = x[:, None], value[:, None]
+    members, fitness = x[:, None], task.score(x)[:, None]
     used = 1
     while used < queries:
-        keep = (~mine.success).nonzero().flatten()
-        if len(keep) < len(task):  # the examples that are done leave the batch
-            best.put(alive, mine)
-            if not len(keep):
-                return best.x
-            task, mine = task.select(keep), mine.select(keep)
-            alive, unit, members, fitness = (t[keep] for t in (alive, unit, members, fitness))
-        new_members, new_fitness = [mine.x], [mine.value]
+        unit, members, fitness = task.keep(~task.best.success, unit, members, fitness)
+        if not len(task):
+            break
+        new_members, new_fitness = [task.best.x], [task.best.value]
         if used == 1:
             children = [task.threat.random_start(task.x, task.generator) for _ in range(population - 1)]
         else:
             children = [_child(task, members, fitness, unit, mutation, temperature) for _ in range(population - 1)]
         for child in children[: queries - used]:
-            value, success = task.score(child)
-            used += 1
-            mine.update(child, value, success, first=True)
+            new_fitness.append(task.score(child))
             new_members.append(child)
-            new_fitness.append(value)
+            used += 1
         members, fitness = torch.stack(new_members, 1), torch.stack(new_fitness, 1)
-    best.put(alive, mine)
-    return best.x
+    return task.finish()
 
 
 def _child(task: Task, members: Tensor, fitness: Tensor, unit: Tensor, mutation: float, temperature: float) -> Tensor:

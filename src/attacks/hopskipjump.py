@@ -11,7 +11,7 @@ from torch import Tensor
 
 from src.attacks.core import Model, attack
 from src.attacks.decisions import Oracle, bisect, start, within
-from src.attacks.queries import Task
+from src.attacks.task import Task
 from src.registry import Count, Positive
 from src.streams import Streams
 from src.threat import ThreatModel, column, norm_of
@@ -49,19 +49,18 @@ def hopskipjump(
     halvings = min(20, math.ceil(math.log2(math.sqrt(entries) / probe)) + 1)
     point = bisect(oracle, point, found, halvings)
     result = point.clone()
-    alive = torch.arange(len(x), device=x.device)
     steps = 0
     while True:
         steps += 1
         count = round(probes * math.sqrt(steps))
         distance = norm_of(point - oracle.task.x, threat.norm)
-        keep = ((oracle.used + count + HALVINGS + halvings <= queries) & (distance > 0)).nonzero().flatten()
-        result[alive] = point
-        if not len(keep):
-            return within(threat, result, x)
-        if len(keep) < len(alive):  # the examples that can afford no more, or need none, leave the batch
-            oracle, point, alive, distance = oracle.select(keep), point[keep], alive[keep], distance[keep]
+        result[oracle.task.index] = point
+        # Those that can afford no more, or need none, leave.
+        affords = oracle.used + count + HALVINGS + halvings <= queries
+        point, distance = oracle.keep(affords & (distance > 0), point, distance)
         task = oracle.task
+        if not len(task):
+            return within(threat, result, x)
         everyone = torch.ones_like(distance, dtype=torch.bool)
         direction = task.threat.ascent(_normal(oracle, point, probe * norm_of(point - task.x, "l2"), count))
         size, step = distance / math.sqrt(steps), torch.zeros_like(everyone)

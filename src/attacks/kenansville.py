@@ -8,7 +8,7 @@ from torch import Tensor
 
 from src.attacks.core import Model, attack
 from src.attacks.decisions import Oracle, within
-from src.attacks.queries import Task
+from src.attacks.task import Task
 from src.registry import Count
 from src.streams import Streams
 from src.threat import ThreatModel, column

@@ -7,8 +7,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.attacks.core import Best, Model, attack, finite_budgets
-from src.attacks.queries import Task, slope
+from src.attacks.core import Model, attack, finite_budgets
+from src.attacks.queries import Tensors, follow
+from src.attacks.task import Task
 from src.registry import Count, Fraction, Positive
 from src.streams import Streams
 from src.threat import ThreatModel, column
@@ -42,37 +43,21 @@ def nes(
         momentum: share of the previous direction that is kept.
         patience: margins of the last so many steps decide whether the step size halves.
     """
-    best, alive = Best(x), torch.arange(len(x), device=x.device)
     eps = finite_budgets(threat, x)
-    task, mine, x_adv, velocity = Task(model, x, y, threat, generator, targeted), best, x, torch.zeros_like(x)
-    rate = torch.full_like(eps, learning_rate)
-    history = eps.new_empty(len(x), 0)
-    probe = sigma * (eps if threat.norm == "linf" else eps / x[0].numel() ** 0.5)
-    used = 0
-    while used < queries:
-        value, success = task.score(x_adv)
-        used += 1
-        mine.update(x_adv, value, success, first=True)
-        keep = (~mine.success).nonzero().flatten()
-        if len(keep) < len(task):  # the examples that are done leave the batch
-            best.put(alive, mine)
-            if not len(keep):
-                return best.x
-            task, mine = task.select(keep), mine.select(keep)
-            alive, eps, x_adv, velocity, rate, history, probe = (
-                t[keep] for t in (alive, eps, x_adv, velocity, rate, history, probe)
-            )
-        if used + 2 * pairs + 1 > queries:
-            break
-        grad, level = slope(task, x_adv, task.generator.normal, probe, pairs)
-        used += 2 * pairs
+
+    def rule(task: Task, iteration: int, grad: Tensor, level: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        eps, velocity, rate, history = state
         velocity = momentum * velocity + (1 - momentum) * grad
-        x_adv = task.threat.project(x_adv + column(rate * eps, x_adv) * task.threat.ascent(velocity), task.x)
+        step = column(rate * eps, grad) * task.threat.ascent(velocity)
         history = torch.cat([history[:, -patience + 1 :] if patience > 1 else history[:, :0], level[:, None]], 1)
         if history.shape[1] == patience and patience > 1:
             stuck = history[:, -1] < history[:, 0]
             rate = torch.where(stuck, (rate / 2).clamp_min(least_rate), rate)
             # After a cut the count starts anew: an equal history never cuts.
             history = torch.where(stuck[:, None], level[:, None].expand_as(history), history)
-    best.put(alive, mine)
-    return best.x
+        return step, (eps, velocity, rate, history)
+
+    task = Task(model, x, y, threat, generator, targeted)
+    probe = sigma * (eps if threat.norm == "linf" else eps / x[0].numel() ** 0.5)
+    state = (eps, torch.zeros_like(x), torch.full_like(eps, learning_rate), eps.new_empty(len(x), 0))
+    return follow(task, Streams.normal, probe, rule, state, queries=queries, pairs=pairs)

@@ -7,8 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.attacks.core import Best, Model, attack
-from src.attacks.queries import Task
+from src.attacks.core import Model, attack
+from src.attacks.task import Task
 from src.registry import Count, NonNegative
 from src.streams import Streams
 from src.threat import ThreatModel, column
@@ -40,41 +40,32 @@ def siren(
         first_inertia: share of its speed that a particle keeps at the start of an epoch.
         last_inertia: the share at the end of an epoch.
     """
-    best, alive = Best(x), torch.arange(len(x), device=x.device)
-    task, mine = Task(model, x, y, threat, generator, targeted), best
-    value, success = task.score(x)
-    mine.update(x, value, success, first=True)
+    task = Task(model, x, y, threat, generator, targeted)
     used, move, place = 1, 0, x[:, None]
-    speed, own, own_value = place, place, value[:, None]
+    speed, own, own_value = place, place, task.score(x)[:, None]
     while used < queries:
-        keep = (~mine.success).nonzero().flatten()
-        if len(keep) < len(task):  # the examples that are done leave the batch
-            best.put(alive, mine)
-            if not len(keep):
-                return best.x
-            task, mine, alive = task.select(keep), mine.select(keep), alive[keep]
-            place, speed, own, own_value = (t[keep] for t in (place, speed, own, own_value))
+        place, speed, own, own_value = task.keep(~task.best.success, place, speed, own, own_value)
+        if not len(task):
+            break
         step = move % iterations
         if step == 0:  # a new epoch
             drawn = [task.threat.random_start(task.x, task.generator) for _ in range(2 * particles - 1)]
-            first = mine.x if move else task.threat.random_start(task.x, task.generator)
+            first = task.best.x if move else task.threat.random_start(task.x, task.generator)
             place = torch.stack([first, *drawn[: particles - 1]], 1)
             speed = torch.stack(drawn[particles - 1 :], 1) - task.x[:, None]
             own, own_value = place.clone(), place.new_full(place.shape[:2], -torch.inf)
         else:
             inertia = first_inertia + (last_inertia - first_inertia) * step / max(iterations - 1, 1)
             to_own = task.generator.uniform(place) * (own - place)
-            to_best = task.generator.uniform(place) * (mine.x[:, None] - place)
+            to_best = task.generator.uniform(place) * (task.best.x[:, None] - place)
             speed = inertia * speed + pull * (to_own + to_best)
             moved = place + speed
             place = torch.stack([task.threat.project(p, task.x) for p in moved.unbind(1)], 1)
         for i in range(min(particles, queries - used)):
-            value, success = task.score(place[:, i])
+            value = task.score(place[:, i])
             better = value > own_value[:, i]
             own[:, i] = torch.where(column(better, task.x), place[:, i], own[:, i])
             own_value[:, i] = torch.where(better, value, own_value[:, i])
-            mine.update(place[:, i], value, success, first=True)
         used += particles
         move += 1
-    best.put(alive, mine)
-    return best.x
+    return task.finish()

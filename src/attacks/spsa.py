@@ -6,8 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.attacks.core import Best, Model, attack, finite_budgets
-from src.attacks.queries import Task, slope
+from src.attacks.core import Model, attack, finite_budgets
+from src.attacks.queries import Tensors, follow
+from src.attacks.task import Task
 from src.registry import Count, Positive
 from src.streams import Streams
 from src.threat import ThreatModel, column
@@ -35,32 +36,16 @@ def spsa(
         probe: size of a probe's entries, in units of eps (linf) or eps / sqrt(entries) (l2).
         learning_rate: of Adam, in the same units.
     """
-    best, alive = Best(x), torch.arange(len(x), device=x.device)
     unit = finite_budgets(threat, x)
     unit = unit if threat.norm == "linf" else unit / x[0].numel() ** 0.5
-    task, mine, x_adv = Task(model, x, y, threat, generator, targeted), best, x
-    first, second = torch.zeros_like(x), torch.zeros_like(x)
-    used = iteration = 0
-    while used < queries:
-        value, success = task.score(x_adv)
-        used += 1
-        mine.update(x_adv, value, success, first=True)
-        keep = (~mine.success).nonzero().flatten()
-        if len(keep) < len(task):  # the examples that are done leave the batch
-            best.put(alive, mine)
-            if not len(keep):
-                return best.x
-            task, mine = task.select(keep), mine.select(keep)
-            alive, unit, x_adv, first, second = (t[keep] for t in (alive, unit, x_adv, first, second))
-        if used + 2 * pairs + 1 > queries:
-            break
-        grad, _ = slope(task, x_adv, task.generator.signs, probe * unit, pairs)
-        used += 2 * pairs
-        iteration += 1
+
+    def rule(task: Task, iteration: int, grad: Tensor, level: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        unit, first, second = state
         first = 0.9 * first + 0.1 * grad
         second = 0.99 * second + 0.01 * grad.square()
-        moment, scale = first / (1 - 0.9**iteration), (second / (1 - 0.99**iteration)).sqrt()
-        step = moment / scale.clamp_min(1e-30) * column(learning_rate * unit, x_adv)
-        x_adv = task.threat.project(x_adv + step, task.x)
-    best.put(alive, mine)
-    return best.x
+        moment = first / (1 - 0.9 ** (iteration + 1))
+        scale = (second / (1 - 0.99 ** (iteration + 1))).sqrt()
+        return moment / scale.clamp_min(1e-30) * column(learning_rate * unit, grad), (unit, first, second)
+
+    task, state = Task(model, x, y, threat, generator, targeted), (unit, torch.zeros_like(x), torch.zeros_like(x))
+    return follow(task, Streams.signs, probe * unit, rule, state, queries=queries, pairs=pairs)

@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from src.attacks.core import Best, Model, attack, finite_budgets
-from src.attacks.queries import Task
+from src.attacks.core import Model, attack, finite_budgets
+from src.attacks.task import Task
 from src.registry import Count, Fraction
 from src.streams import Streams
 from src.threat import ThreatModel, column, norm_of
@@ -40,30 +40,23 @@ def square(
         queries: most queries per example.
         area: share of the input that the first squares cover.
     """
-    eps, best = finite_budgets(threat, x), Best(x)
-    task, alive, mine = Task(model, x, y, threat, generator, targeted), torch.arange(len(x), device=x.device), best
+    eps, task = finite_budgets(threat, x), Task(model, x, y, threat, generator, targeted)
     for query in range(queries):
         if query == 0:
             candidate = task.x
         elif query == 1:
-            candidate = threat.project(x + _start(task, eps, area), task.x)
+            candidate = task.threat.project(task.x + _start(task, eps, area), task.x)
+            # The search goes on from here, also where the clean clip scores better.
+            task.best.value = torch.full_like(task.best.value, -math.inf)
         else:
             share = area * 0.5 ** sum(query >= after * queries for after in SCHEDULE)
             change = _corner if threat.norm == "linf" else _shift_energy
-            candidate = task.threat.project(task.x + change(task, mine.x - task.x, eps, share), task.x)
-        value, success = task.score(candidate)
-        if query == 1:  # the search goes on from the start, also where the clean clip scores better
-            mine.value = torch.full_like(mine.value, -math.inf)
-        mine.update(candidate, value, success, first=True)
-        keep = (~mine.success).nonzero().flatten()
-        if len(keep) < len(task):  # the examples that are done leave the batch
-            best.put(alive, mine)
-            if not len(keep):
-                break
-            task, mine, alive, eps = task.select(keep), mine.select(keep), alive[keep], eps[keep]
-            threat, x = task.threat, task.x
-    best.put(alive, mine)
-    return best.x
+            candidate = task.threat.project(task.x + change(task, task.best.x - task.x, eps, share), task.x)
+        task.score(candidate)
+        (eps,) = task.keep(~task.best.success, eps)
+        if not len(task):
+            break
+    return task.finish()
 
 
 def _tiles(task: Task, share: float) -> Tensor:
