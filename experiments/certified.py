@@ -74,7 +74,7 @@ def report(config: Config) -> None:
                 clip = median(float(clips.waveforms([i]).norm()) for i in range(len(clips)))
                 best = summary.envelope([summary.certified_accuracy(mine, radii) for mine in rows.values()])
                 x = [summary.certified_snr(clip, r / lipschitz) for r in radii]
-                series[f"{stage}, {training}"] = (x, best)
+                series[f"{stage}, {training}"] = (x[::-1], best[::-1])
             else:
                 series[f"{stage}, {training}: no bound in the waveform"] = ([], [])
     if not lines:
@@ -89,6 +89,7 @@ def report(config: Config) -> None:
         x_label="signal-to-noise ratio above which every perturbation of the median clip is certified (dB)",
         y_label="certified accuracy, best sigma",
         title=f"Smoothing at {len(STAGES)} representations, as the waveform sees it",
+        drawstyle="steps-post",  # between two decided radii, the larger one's accuracy is certain
     )
     print(f"{title}\n\n{results.markdown(lines)}\nfiles: {out}, {config.results.plot_dir}")
 

@@ -33,11 +33,12 @@ def curves(
     y_label: str,
     title: str,
     log_x: bool = False,
+    drawstyle: str = "default",
 ) -> None:
-    """Line plot of named (x, y) series."""
+    """Line plot of named (x, y) series; `drawstyle` is matplotlib's (steps-post holds a value up to the next x)."""
     figure, axes = plt.subplots(figsize=(7, 4.2))
     for name, (x, y) in series.items():
-        axes.plot(x, y, marker="." if len(x) < 60 else None, label=name)
+        axes.plot(x, y, marker="." if len(x) < 60 else None, label=name, drawstyle=drawstyle)
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     if log_x:
         axes.set_xscale("log")
