@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from src.attacks.core import Best, Model, attack, every, finite_budgets, gradient, narrow
+from src.attacks.core import Best, Model, attack, every, finite_budgets, gradient
+from src.attacks.task import Task
 from src.losses import LOSSES, fooled
 from src.registry import Count
 from src.streams import Streams
@@ -56,7 +57,7 @@ def apgd(
     best = Best(x)
     for _ in range(restarts):
         climb(
-            model, x, y, y, threat, best, generator if random_start else None, targeted=targeted, steps=steps,
+            Task(model, x, y, threat, generator, targeted, best), y, random_start=random_start, steps=steps,
             early_exit=early_exit, objective=lambda logits, y, _: LOSSES[loss](logits, y, targeted),
         )  # fmt: skip
     return best.x
@@ -93,8 +94,8 @@ def apgd_targeted(
         # Values of different targets do not compare, so every run ranks its failures anew.
         best.value.fill_(-torch.inf)
         climb(
-            model, x, y, order[:, rank], threat, best, generator if random_start else None, targeted=False,
-            steps=steps, early_exit=early_exit, objective=_towards,
+            Task(model, x, y, threat, generator, False, best), order[:, rank], random_start=random_start, steps=steps,
+            early_exit=early_exit, objective=_towards,
         )  # fmt: skip
     return best.x
 
@@ -108,49 +109,32 @@ def _towards(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
     return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
-def climb(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    aim: Tensor,
-    threat: ThreatModel,
-    best: Best,
-    generator: Streams | None,
-    *,
-    targeted: bool,
-    steps: int,
-    early_exit: bool,
-    objective: Objective,
-) -> None:
-    """One run; with `early_exit` only of the examples without a success in `best`. What it finds goes into `best`."""
-    alive = (~best.success).nonzero().flatten() if early_exit else torch.arange(len(x), device=x.device)
-    if not len(alive):
-        return
-    model, threat, x, y, aim = narrow(model, alive), threat.select(alive), x[alive], y[alive], aim[alive]
+def climb(task: Task, aim: Tensor, *, random_start: bool, steps: int, early_exit: bool, objective: Objective) -> None:
+    """One run; with `early_exit` only of the examples without a success. What it finds goes into the task's best."""
+    if early_exit:
+        (aim,) = task.keep(~task.best.success, aim)
+        if not len(task):
+            return
+    x, threat, x_adv = task.x, task.threat, task.x
     balls = [(steps, 1.0)]
     if threat.norm == "l1" and steps >= 10:
         long = int(0.3 * steps)
         balls = [(long, 3.0), (long, 2.0), (steps - 2 * long, 1.0)]
-    x_adv = x
     for number, (length, scale) in enumerate(balls):
         ball = replace(threat, eps=threat.budgets(x) * scale)
-        if number == 0 and generator:
-            x_adv = ball.random_start(x, generator.select(alive))
-        run = _Run(model, ball, objective, targeted, length)
-        if scale > 1:  # too far away to count: only a start for the next ball
-            x_adv = run.climb(x, y, aim, ball.project(x_adv, x), Best(x), early_exit=False)
-        else:
-            mine = best.select(alive)
-            run.climb(x, y, aim, ball.project(x_adv, x), mine, early_exit=early_exit)
-            best.put(alive, mine)
+        if number == 0 and random_start:
+            x_adv = ball.random_start(x, task.generator)
+        outside = scale > 1  # too far away to count: only a start for the next ball
+        best = Best(x) if outside else task.best
+        run = _Run(Task(task.model, x, task.y, ball, task.generator, task.targeted, best), objective, length)
+        x_adv = run.climb(aim, ball.project(x_adv, x), early_exit and not outside)
+    task.finish()
 
 
 @dataclass
 class _State:
     """What belongs to the examples still in the batch, [batch] or [batch, ...]."""
 
-    x: Tensor
-    y: Tensor
     aim: Tensor
     x_adv: Tensor
     previous: Tensor
@@ -179,18 +163,17 @@ class _State:
 class _Run:
     """One run inside one ball."""
 
-    def __init__(self, model: Model, threat: ThreatModel, objective: Objective, targeted: bool, steps: int):
-        self.model, self.threat, self.objective, self.targeted, self.steps = model, threat, objective, targeted, steps
-        self.sparse = threat.norm == "l1"
+    def __init__(self, task: Task, objective: Objective, steps: int):
+        self.task, self.objective, self.steps = task, objective, steps
+        self.sparse = task.threat.norm == "l1"
 
-    def climb(self, x: Tensor, y: Tensor, aim: Tensor, x_adv: Tensor, best: Best, early_exit: bool) -> Tensor:
-        """Update `best` and return the points of highest loss (of all examples only without early exit)."""
-        alive, mine = torch.arange(len(x), device=x.device), best
-        grad, value, logits = self._look(x_adv, y, aim)
-        mine.update(x_adv, value, fooled(logits, y, self.targeted), early_exit)
-        eps, none = self.threat.budgets(x), torch.zeros_like(value)
+    def climb(self, aim: Tensor, x_adv: Tensor, early_exit: bool) -> Tensor:
+        """Update the best and return the points of highest loss (of all examples only without early exit)."""
+        task, x = self.task, self.task.x
+        grad, value = self._look(x_adv, aim, early_exit)
+        eps, none = task.threat.budgets(x), torch.zeros_like(value)
         s = _State(
-            x=x, y=y, aim=aim, x_adv=x_adv, previous=x_adv, grad=grad, value=value, top=value, top_x=x_adv,
+            aim=aim, x_adv=x_adv, previous=x_adv, grad=grad, value=value, top=value, top_x=x_adv,
             top_grad=grad, step=eps if self.sparse else 2 * eps, rises=none, checked=value, halved=none + 1,
             density=none + 0.2, entries=none + x[0].numel(),
         )  # fmt: skip
@@ -198,17 +181,12 @@ class _Run:
         since = 0
         for iteration in range(self.steps):
             if early_exit and iteration % every(x) == 0:
-                keep = (~mine.success).nonzero().flatten()
-                if len(keep) < len(s.x):
-                    best.put(alive, mine)
-                    if not len(keep):
-                        return s.top_x
-                    alive, s, mine = alive[keep], s.select(keep), mine.select(keep)
-                    self.model, self.threat = narrow(self.model, keep), self.threat.select(keep)
+                (s,) = task.keep(~task.best.success, s)
+                if not len(task):
+                    break
             moved = self._sparse_step(s) if self.sparse else self._step(s, 1.0 if iteration == 0 else MOMENTUM)
             s.previous, s.x_adv = s.x_adv, moved
-            s.grad, value, logits = self._look(moved, s.y, s.aim)
-            mine.update(moved, value, fooled(logits, s.y, self.targeted), early_exit)
+            s.grad, value = self._look(moved, s.aim, early_exit)
             s.rises = s.rises + (value > s.value)
             higher = value > s.top
             s.value, s.top = value, torch.where(higher, value, s.top)
@@ -222,16 +200,20 @@ class _Run:
                 if not self.sparse:
                     window = max(window - max(int(0.03 * self.steps), 1), max(int(0.06 * self.steps), 1))
                 since = 0
-        if mine is not best:
-            best.put(alive, mine)
+        task.finish()
         return s.top_x
 
-    def _look(self, x_adv: Tensor, y: Tensor, aim: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return gradient(self.model, x_adv, lambda logits: self.objective(logits, y, aim))
+    def _look(self, x_adv: Tensor, aim: Tensor, first: bool) -> tuple[Tensor, Tensor]:
+        """(gradient, value) of the objective at x_adv, which enters the best."""
+        task = self.task
+        grad, value, logits = gradient(task.model, x_adv, lambda logits: self.objective(logits, task.y, aim))
+        task.best.update(x_adv, value, fooled(logits, task.y, task.targeted), first)
+        return grad, value
 
     def _step(self, s: _State, share: float) -> Tensor:
-        ahead = self.threat.project(s.x_adv + column(s.step, s.x) * self.threat.ascent(s.grad), s.x)
-        return self.threat.project(s.x_adv + share * (ahead - s.x_adv) + (1 - share) * (s.x_adv - s.previous), s.x)
+        x, threat = self.task.x, self.task.threat
+        ahead = threat.project(s.x_adv + column(s.step, x) * threat.ascent(s.grad), x)
+        return threat.project(s.x_adv + share * (ahead - s.x_adv) + (1 - share) * (s.x_adv - s.previous), x)
 
     def _adapt(self, s: _State, window: int) -> Tensor:
         """Halve the steps that oscillate or stall; returns where, [batch] bool."""
@@ -242,18 +224,19 @@ class _Run:
         return halve
 
     def _sparse_step(self, s: _State) -> Tensor:
-        flat = self.threat.masked(s.grad).abs().flatten(1)
+        x, threat = self.task.x, self.task.threat
+        flat = threat.masked(s.grad).abs().flatten(1)
         count = (s.density * flat.shape[1]).long().clamp(1, flat.shape[1])
         threshold = flat.sort(1, descending=True).values.gather(1, count[:, None] - 1)
-        direction = self.threat.masked(s.grad) * (flat >= threshold).view_as(s.grad)
-        direction = direction / column(norm_of(direction, "l1"), s.x).clamp_min(1e-30)
-        return self.threat.project(s.x_adv + column(s.step, s.x) * direction, s.x)
+        direction = threat.masked(s.grad) * (flat >= threshold).view_as(s.grad)
+        direction = direction / column(norm_of(direction, "l1"), x).clamp_min(1e-30)
+        return threat.project(s.x_adv + column(s.step, x) * direction, x)
 
     def _adapt_sparse(self, s: _State) -> Tensor:
         """Fewer entries were needed: restart with the full step; otherwise shrink it. Returns where it restarts."""
-        eps = self.threat.budgets(s.x)
-        entries = norm_of(s.top_x - s.x, "l0")
+        x = self.task.x
+        eps, entries = self.task.threat.budgets(x), norm_of(s.top_x - x, "l0")
         fewer = entries < 0.95 * s.entries
-        s.density, s.entries = entries / s.x[0].numel() / 1.5, entries
+        s.density, s.entries = entries / x[0].numel() / 1.5, entries
         s.step = torch.where(fewer, eps, (s.step / 1.5).maximum(eps / 10))
         return fewer

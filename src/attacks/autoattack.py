@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.attacks.core import Model, attack, gradient, narrow
+from src.attacks.core import Model, attack, gradient
+from src.attacks.task import Task
 from src.losses import cross_entropy, fooled
 from src.registry import ATTACKS, Count
 from src.streams import Streams
@@ -46,19 +47,16 @@ def autoattack(
     if targeted:
         second = ("apgd", {"steps": steps, "loss": "margin"})
     members = [("apgd", {"steps": steps}), second, ("fmn", {"steps": steps}), ("square", {"queries": queries})]
-    out = x.clone()
-    alive = (~fooled(model(x), y, targeted)).nonzero().flatten()
+    out, task = x.clone(), Task(model, x, y, threat, generator, targeted)
+    task.keep(~fooled(model(x), y, targeted))
     for name, keys in members:
         member = ATTACKS[name]
-        if threat.norm not in member.norms or not len(alive):  # type: ignore[attr-defined]
+        if threat.norm not in member.norms or not len(task):  # type: ignore[attr-defined]
             continue
-        task, ball, labels = narrow(model, alive), threat.select(alive), y[alive]
-        streams = generator.select(alive)
-        x_adv = member(task, x[alive], labels, ball, generator=streams, targeted=targeted, **keys)
-        success = fooled(task(x_adv), labels, targeted)
+        x_adv = member(task.model, task.x, task.y, task.threat, generator=task.generator, targeted=targeted, **keys)
         # A survivor keeps a point of the ball: the last member's.
-        out[alive] = x_adv
-        alive = alive[~success]
+        out[task.index] = x_adv
+        task.keep(~fooled(task.model(x_adv), task.y, targeted))
     return out
 
 

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from src.attacks.core import Best, Model, attack, every, finite_budgets, gradient, narrow
-from src.losses import LOSSES, fooled
+from src.attacks.core import Model, attack, every, finite_budgets
+from src.attacks.task import Task
 from src.registry import Count, NonNegative, Positive
 from src.streams import Streams
 from src.threat import ThreatModel, column, norm_of
@@ -56,24 +56,16 @@ def band_limited(
     def band(delta: Tensor) -> Tensor:
         return torch.fft.irfft(torch.fft.rfft(delta) * passed, n=delta.shape[1])
 
-    eps, alive, best = finite_budgets(threat, x), torch.arange(len(x), device=x.device), Best(x)
-    mine, delta = best, torch.zeros_like(x)
+    task, eps, delta = Task(model, x, y, threat, generator, targeted), finite_budgets(threat, x), torch.zeros_like(x)
     for iteration in range(steps + 1):
-        x_adv = threat.project(x + delta, x)
-        grad, value, logits = gradient(model, x_adv, lambda logits, y=y: LOSSES[loss](logits, y, targeted))  # type: ignore[misc]
-        mine.update(x_adv, value, fooled(logits, y, targeted), first=early_exit)
+        grad = task.look(task.threat.project(task.x + delta, task.x), loss, first=early_exit)
         if early_exit and iteration % every(x) == 0:
-            keep = (~mine.success).nonzero().flatten()
-            if len(keep) < len(x):  # the examples that are done leave the batch
-                best.put(alive, mine)
-                if not len(keep):
-                    return best.x
-                x, y, eps, alive, delta, grad = (t[keep] for t in (x, y, eps, alive, delta, grad))
-                model, threat, mine = narrow(model, keep), threat.select(keep), mine.select(keep)
+            eps, delta, grad = task.keep(~task.best.success, eps, delta, grad)
+            if not len(task):
+                break
         # The filtered sign is the steepest direction that stays in the band, up to its size.
-        direction = band(threat.ascent(band(threat.masked(grad))))
+        direction = band(task.threat.ascent(band(task.threat.masked(grad))))
         direction = direction / column(norm_of(direction, threat.norm), x).clamp_min(1e-30)
         delta = delta + direction * column(eps * (step / steps), x)
         delta = delta * column((eps / norm_of(delta, threat.norm).clamp_min(1e-30)).clamp(max=1), x)
-    best.put(alive, mine)
-    return best.x
+    return task.finish()

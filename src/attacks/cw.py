@@ -14,7 +14,8 @@ import math
 import torch
 from torch import Tensor
 
-from src.attacks.core import Best, Model, attack, every, gradient, narrow
+from src.attacks.core import Best, Model, attack, every, gradient
+from src.attacks.task import Task
 from src.losses import margin
 from src.registry import Count, NonNegative, Positive
 from src.streams import Streams
@@ -60,9 +61,8 @@ def cw(
     low, high = torch.zeros_like(c), torch.full_like(c, math.inf)
     for _ in range(search_steps):
         found = _descend(
-            model, x, y, threat, best, c, goal, reach * learning_rate,
-            targeted=targeted, steps=steps, abort_early=abort_early,
-        )  # fmt: skip
+            Task(model, x, y, threat, generator, targeted, best), c, goal, reach * learning_rate, steps, abort_early
+        )
         high = torch.where(found, c, high)
         low = torch.where(found, low, c)
         c = torch.where(high.isinf(), c * 10, torch.where(low == 0, high / 10, (low * high).sqrt()))
@@ -101,69 +101,46 @@ def _first_crossing(
     return reach.clamp_min(1e-12), needed, goal
 
 
-def _descend(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    best: Best,
-    c: Tensor,
-    goal: Tensor,
-    pace: Tensor,
-    *,
-    targeted: bool,
-    steps: int,
-    abort_early: bool,
-) -> Tensor:
-    """One value of c per example; smaller successes go into `best`. Returns who succeeded at all, [batch] bool."""
-    space = Tanh(x, threat) if all(map(math.isfinite, threat.bounds)) else Direct(x, threat)
-    alive = torch.arange(len(x), device=x.device)
-    found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    mine, reached = best.select(alive), found.clone()
-    first = torch.zeros_like(x)
-    second = torch.zeros_like(c)
+def _descend(task: Task, c: Tensor, goal: Tensor, pace: Tensor, steps: int, abort_early: bool) -> Tensor:
+    """One value of c per example; smaller successes become the best. Returns who succeeded at all, [batch] bool."""
+    space = (Tanh if all(map(math.isfinite, task.threat.bounds)) else Direct)(task)
+    found = torch.zeros_like(c, dtype=torch.bool)
+    reached, first, second = found.clone(), torch.zeros_like(task.x), torch.zeros_like(c)
     previous = torch.full_like(c, math.inf)
     for iteration in range(steps):
         x_adv = space.point()
-        grad, value, _ = gradient(model, x_adv, lambda logits, y=y: margin(logits, y, targeted))  # type: ignore[misc]
-        delta = x_adv - x
+        grad, value, _ = gradient(task.model, x_adv, lambda logits: margin(logits, task.y, task.targeted))
+        delta = x_adv - task.x
         square = delta.flatten(1).square().sum(1)
         success = value > goal
         reached |= success
-        mine.update(x_adv, -square, success, first=False)
+        task.best.update(x_adv, -square, success, first=False)
         objective = square + c * (goal - value).clamp_min(0)
         # The hinge pulls only while the margin is short.
-        grad = delta.mul_(2).sub_(grad * column(c * (value <= goal), x))
-        grad = space.chain(threat.masked(grad))
+        grad = delta.mul_(2).sub_(grad * column(c * (value <= goal), grad))
+        grad = space.chain(task.threat.masked(grad))
         first.mul_(0.9).add_(grad, alpha=0.1)
         second = 0.99 * second + 0.01 * grad.flatten(1).square().sum(1)
         scale = (second / (1 - 0.99 ** (iteration + 1))).sqrt().clamp_min(1e-30)
         decay = 0.5 * (1 + math.cos(math.pi * iteration / steps)) / (1 - 0.9 ** (iteration + 1))
-        space.move(first * column(-decay * pace / scale, x))
-        if abort_early and iteration % max(steps // 10, every(x)) == 0:
-            stays = objective < SHRINK * previous
-            previous = objective
-            keep = stays.nonzero().flatten()
-            if len(keep) < len(x):
-                best.put(alive, mine)
-                found[alive] = reached
-                if not len(keep):
-                    return found
-                x, y, c, goal, pace, alive, reached, first, second, previous = (
-                    t[keep] for t in (x, y, c, goal, pace, alive, reached, first, second, previous)
-                )
-                model, threat, mine = narrow(model, keep), threat.select(keep), mine.select(keep)
-                space.select(keep, threat)
-    best.put(alive, mine)
-    found[alive] = reached
+        space.move(first * column(-decay * pace / scale, first))
+        if abort_early and iteration % max(steps // 10, every(grad)) == 0:
+            found[task.index] = reached
+            space, c, goal, pace, reached, first, second, previous = task.keep(
+                objective < SHRINK * previous, space, c, goal, pace, reached, first, second, objective
+            )
+            if not len(task):
+                return found
+    found[task.index] = reached
+    task.finish()
     return found
 
 
 class Direct:
     """The perturbed input itself, clipped after every move."""
 
-    def __init__(self, x: Tensor, threat: ThreatModel):
-        self.x, self.threat, self.x_adv = x, threat, x.clone()
+    def __init__(self, task: Task):
+        self.task, self.x_adv = task, task.x.clone()
 
     def point(self) -> Tensor:
         return self.x_adv
@@ -173,28 +150,29 @@ class Direct:
         return grad
 
     def move(self, by: Tensor) -> None:
-        self.x_adv = self.threat.clip(self.x_adv + by, self.x)
+        self.x_adv = self.task.threat.clip(self.x_adv + by, self.task.x)
 
-    def select(self, index: Tensor, threat: ThreatModel) -> None:
-        self.x, self.x_adv, self.threat = self.x[index], self.x_adv[index], threat
+    def select(self, index: Tensor) -> Direct:
+        self.x_adv = self.x_adv[index]
+        return self
 
 
 class Tanh:
     """The change of variables for finite bounds: x = middle + half * tanh(w), w scaled so that near the middle a move
     of w is a move of x."""
 
-    def __init__(self, x: Tensor, threat: ThreatModel):
-        low, high = threat.bounds
+    def __init__(self, task: Task):
+        low, high = task.threat.bounds
         self.middle, self.half = (low + high) / 2, (high - low) / 2
-        self.x, self.threat = x, threat
-        self.start = ((x - self.middle) / self.half).clamp(-1 + 1e-6, 1 - 1e-6)
+        self.task = task
+        self.start = ((task.x - self.middle) / self.half).clamp(-1 + 1e-6, 1 - 1e-6)
         self.w = self.start.atanh()
         self.t = self.start
 
     def point(self) -> Tensor:
         self.t = self.w.tanh()
         # The difference keeps an unmoved entry exactly as it was.
-        return self.threat.clip(self.x + self.half * (self.t - self.start), self.x)
+        return self.task.threat.clip(self.task.x + self.half * (self.t - self.start), self.task.x)
 
     def chain(self, grad: Tensor) -> Tensor:
         return grad * (1 - self.t.square())
@@ -202,6 +180,6 @@ class Tanh:
     def move(self, by: Tensor) -> None:
         self.w += by / self.half
 
-    def select(self, index: Tensor, threat: ThreatModel) -> None:
-        self.x, self.start, self.w, self.t = (t[index] for t in (self.x, self.start, self.w, self.t))
-        self.threat = threat
+    def select(self, index: Tensor) -> Tanh:
+        self.start, self.w, self.t = self.start[index], self.w[index], self.t[index]
+        return self

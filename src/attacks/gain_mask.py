@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from src.attacks.core import Best, Model, attack, every, finite_budgets, gradient, narrow
-from src.losses import LOSSES, fooled
+from src.attacks.core import Model, attack, every, finite_budgets
+from src.attacks.task import Task
 from src.registry import Count, Positive
 from src.streams import Streams
 from src.threat import ThreatModel, column, norm_of
@@ -58,8 +58,8 @@ def gain_mask(
     length = x.shape[1]
     spectrum = torch.stft(x, n_fft, hop_length, window=window, pad_mode="constant", return_complex=True)
     low, high = 10 ** (-max_gain_db / 20) - 1, 10 ** (max_gain_db / 20) - 1
-    eps, alive, best = finite_budgets(threat, x), torch.arange(len(x), device=x.device), Best(x)
-    mine, gains = best, torch.zeros_like(spectrum.real)
+    task, eps = Task(model, x, y, threat, generator, targeted), finite_budgets(threat, x)
+    gains = torch.zeros_like(spectrum.real)
     magnitude = spectrum.abs()
     power = magnitude.maximum(FLOOR * column(magnitude.flatten(1).amax(1), magnitude)).clamp_min(1e-12).square()
 
@@ -69,26 +69,19 @@ def gain_mask(
     # No more than the gains can reach at all, or the first step would leave nothing between the extremes.
     pace = eps.minimum(high * norm_of(x, threat.norm)) * (step / steps)
     for iteration in range(steps + 1):
-        x_adv = threat.project(x + change(gains, spectrum), x)
-        grad, value, logits = gradient(model, x_adv, lambda logits, y=y: LOSSES[loss](logits, y, targeted))  # type: ignore[misc]
-        mine.update(x_adv, value, fooled(logits, y, targeted), first=early_exit)
+        grad = task.look(task.threat.project(task.x + change(gains, spectrum), task.x), loss, first=early_exit)
         if early_exit and iteration % every(x) == 0:
-            keep = (~mine.success).nonzero().flatten()
-            if len(keep) < len(x):  # the examples that are done leave the batch
-                best.put(alive, mine)
-                if not len(keep):
-                    return best.x
-                x, y, eps, pace, alive, gains, grad, spectrum, power = (
-                    t[keep] for t in (x, y, eps, pace, alive, gains, grad, spectrum, power)
-                )
-                model, threat, mine = narrow(model, keep), threat.select(keep), mine.select(keep)
+            eps, pace, gains, grad, spectrum, power = task.keep(
+                ~task.best.success, eps, pace, gains, grad, spectrum, power
+            )
+            if not len(task):
+                break
         leaf = gains.detach().requires_grad_(True)
         with torch.enable_grad():
-            (grad,) = torch.autograd.grad(change(leaf, spectrum), leaf, threat.masked(grad))
+            (grad,) = torch.autograd.grad(change(leaf, spectrum), leaf, task.threat.masked(grad))
         move = grad / power
-        reach = norm_of(threat.masked(change(move, spectrum)), threat.norm).clamp_min(1e-30)
+        reach = norm_of(task.threat.masked(change(move, spectrum)), threat.norm).clamp_min(1e-30)
         gains = (gains + move * column(pace / reach, move)).clamp(low, high)
-        size = norm_of(threat.masked(change(gains, spectrum)), threat.norm)
+        size = norm_of(task.threat.masked(change(gains, spectrum)), threat.norm)
         gains = gains * column((eps / size.clamp_min(1e-30)).clamp(max=1), gains)
-    best.put(alive, mine)
-    return best.x
+    return task.finish()

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from src.attacks.core import Best, Model, attack, every, finite_budgets, gradient, narrow
+from src.attacks.core import Best, Model, attack, every, finite_budgets
+from src.attacks.task import Task
 from src.losses import LOSSES, fooled
 from src.registry import Count, Fraction, Positive
 from src.streams import Streams
@@ -47,77 +48,37 @@ def pgd(
     """
     if restarts > 1 and not random_start:
         raise ValueError("restarts need random_start, or they all do the same")
-    eps = finite_budgets(threat, x)
-    best = Best(x)
+    eps, best = finite_budgets(threat, x), Best(x)
     for _ in range(restarts):
-        alive = (~best.success).nonzero().flatten() if early_exit else torch.arange(len(x), device=x.device)
-        if not len(alive):
-            break
-        _climb(
-            narrow(model, alive),
-            x[alive],
-            y[alive],
-            threat.select(alive),
-            column(eps[alive] * (step / steps), x),
-            alive,
-            best,
-            generator.select(alive) if random_start else None,
-            targeted=targeted,
-            steps=steps,
-            momentum=momentum,
-            loss=loss,
-            early_exit=early_exit,
-            sparsity=sparsity,
-        )
+        task, pace = Task(model, x, y, threat, generator, targeted, best), column(eps * (step / steps), x)
+        if early_exit:
+            (pace,) = task.keep(~best.success, pace)
+            if not len(task):
+                break
+        x_adv = task.threat.random_start(task.x, task.generator) if random_start else task.x.clone()
+        box = task.threat.box(task.x) if threat.norm == "linf" else None
+        velocity = torch.zeros_like(x_adv) if momentum else None
+        for iteration in range(steps):
+            grad = task.look(x_adv, loss, first=early_exit)
+            if early_exit and iteration % every(x) == 0:
+                x_adv, grad, pace, box, velocity = task.keep(~task.best.success, x_adv, grad, pace, box, velocity)
+                if not len(task):
+                    break
+            if velocity is not None:
+                size = column(norm_of(grad, "l1"), grad).clamp_min_(1e-30)
+                grad = velocity.mul_(momentum).add_(grad.div_(size)).clone()
+            if box:
+                x_adv.addcmul_(grad.sign_(), pace).clamp_(*box)
+            else:
+                ball = task.threat
+                direction = ball.ascent(grad) if ball.norm == "l2" else _sparse(ball.masked(grad), sparsity)
+                x_adv = ball.project(x_adv.addcmul_(direction, pace), task.x)
+        if len(task):
+            logits = task.model(x_adv)
+            value, success = LOSSES[loss](logits, task.y, targeted), fooled(logits, task.y, targeted)
+            task.best.update(x_adv, value, success, early_exit)
+        task.finish()
     return best.x
-
-
-def _climb(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    step: Tensor,
-    alive: Tensor,
-    best: Best,
-    generator: Streams | None,
-    *,
-    targeted: bool,
-    steps: int,
-    momentum: float,
-    loss: str,
-    early_exit: bool,
-    sparsity: float,
-) -> None:
-    """One restart for the examples `alive` of the whole batch; what it finds goes into `best`."""
-    x_adv = x.clone() if generator is None else threat.random_start(x, generator)
-    box = threat.box(x) if threat.norm == "linf" else None
-    velocity = torch.zeros_like(x) if momentum else None
-    mine = best.select(alive)
-    for iteration in range(steps):
-        grad, value, logits = gradient(model, x_adv, lambda logits, y=y: LOSSES[loss](logits, y, targeted))  # type: ignore[misc]
-        mine.update(x_adv, value, fooled(logits, y, targeted), early_exit)
-        if early_exit and iteration % every(x) == 0:
-            keep = (~mine.success).nonzero().flatten()
-            if len(keep) < len(x):  # the examples that are done leave the batch
-                best.put(alive, mine)
-                if not len(keep):
-                    return
-                x_adv, grad, x, y, step, alive = (t[keep] for t in (x_adv, grad, x, y, step, alive))
-                model, threat, mine = narrow(model, keep), threat.select(keep), mine.select(keep)
-                box = (box[0][keep], box[1][keep]) if box else None
-                velocity = None if velocity is None else velocity[keep]
-        if velocity is not None:
-            size = column(norm_of(grad, "l1"), grad).clamp_min_(1e-30)
-            grad = velocity.mul_(momentum).add_(grad.div_(size)).clone()
-        if box:
-            x_adv.addcmul_(grad.sign_(), step).clamp_(*box)
-        else:
-            direction = threat.ascent(grad) if threat.norm == "l2" else _sparse(threat.masked(grad), sparsity)
-            x_adv = threat.project(x_adv.addcmul_(direction, step), x)
-    logits = model(x_adv)
-    mine.update(x_adv, LOSSES[loss](logits, y, targeted), fooled(logits, y, targeted), early_exit)
-    best.put(alive, mine)
 
 
 def _sparse(grad: Tensor, sparsity: float) -> Tensor:

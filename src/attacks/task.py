@@ -38,14 +38,8 @@ class Task:
         targeted: bool,
         best: Best | None = None,
     ):
-        self.model, self.x, self.y, self.threat, self.generator, self.targeted = (
-            model,
-            x,
-            y,
-            threat,
-            generator,
-            targeted,
-        )
+        self.model, self.x, self.y, self.threat = model, x, y, threat
+        self.generator, self.targeted = generator, targeted
         self.index = torch.arange(len(x), device=x.device)
         self.whole = self.best = Best(x) if best is None else best
 
