@@ -69,4 +69,4 @@ def cw_linf(
             tau = torch.where(found, decay * smallest, torch.where(task.best.success, tau, tau * 1.5))
             c = torch.where(found, c, c * 2)
 
-    return minimize(model, x, y, threat, targeted, search, shrink_steps)
+    return minimize(model, x, y, threat, generator, targeted, search, shrink_steps)

@@ -60,7 +60,7 @@ def ddn(
         descend(last, task.best.x - task.x, eps, steps - others * scout - 1, step, gamma)
         task.take(last)
 
-    return minimize(model, x, y, threat, targeted, search, shrink_steps)
+    return minimize(model, x, y, threat, generator, targeted, search, shrink_steps)
 
 
 def descend(task: Search, delta: Tensor, eps: Tensor, steps: int, step: float, gamma: float) -> None:

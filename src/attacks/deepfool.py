@@ -7,8 +7,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.attacks.core import Best, Model, attack, every, narrow
+from src.attacks.core import Model, attack, every
 from src.attacks.minimum_norm import DUAL, Search, cosine, minimize
+from src.attacks.task import Task
 from src.registry import Count, Natural, NonNegative
 from src.streams import Streams
 from src.threat import ThreatModel, column, norm_of
@@ -56,49 +57,44 @@ def deepfool(
             moved = task.x + (1 - share) * delta + column(length, x) * task.threat.ascent(grad)
             x_adv = torch.where(column(task.best.success, x), task.threat.clip(moved, task.x), x_adv)
 
-    return minimize(model, x, y, threat, targeted, search, shrink_steps)
+    return minimize(model, x, y, threat, generator, targeted, search, shrink_steps)
 
 
-def _cross(task: Search, steps: int, candidates: int, overshoot: float) -> None:
+def _cross(search: Search, steps: int, candidates: int, overshoot: float) -> None:
     """The published attack; an example leaves at its first success."""
-    logits = task.model(task.x)
-    alive = torch.arange(len(task.x), device=task.x.device)
-    order = logits.scatter(1, task.y[:, None], -torch.inf).argsort(1, descending=True)
-    others = order[:, : min(candidates, logits.shape[1] - 1)]
-    model, x, y, threat, goal = task.model, task.x, task.y, task.threat, task.goal
-    total = torch.zeros_like(x)
-    best = Best(x)
+    logits, norm = search.model(search.x), search.threat.norm
+    order = logits.scatter(1, search.y[:, None], -torch.inf).argsort(1, descending=True)
+    others, goal, total = order[:, : min(candidates, logits.shape[1] - 1)], search.goal, torch.zeros_like(search.x)
+    task = Task(search.model, search.x, search.y, search.threat, search.generator, search.targeted, search.best)
     for iteration in range(steps):
-        x_adv = threat.clip(x + (1 + overshoot) * total, x)
+        x_adv = task.threat.clip(task.x + (1 + overshoot) * total, task.x)
         leaf = x_adv.requires_grad_(True)
         with torch.enable_grad():
-            logits = model(leaf)
-            own = logits.gather(1, y[:, None])
+            logits = task.model(leaf)
+            own = logits.gather(1, task.y[:, None])
             # Targeted: the target has to beat every class; otherwise one class has to beat the label.
             gaps = own - logits.gather(1, others) if task.targeted else logits.gather(1, others) - own
             if task.targeted:
                 gaps = gaps.amin(1, keepdim=True)
             last = gaps.shape[1] - 1
             grads = [
-                threat.masked(torch.autograd.grad(gaps[:, i].sum(), leaf, retain_graph=i < last)[0])
+                task.threat.masked(torch.autograd.grad(gaps[:, i].sum(), leaf, retain_graph=i < last)[0])
                 for i in range(last + 1)
             ]
         x_adv, gaps = x_adv.detach(), gaps.detach()
         value = gaps.amax(1)
-        best.update(x_adv, -norm_of(x_adv - x, threat.norm), value > goal, first=True)
-        if iteration % every(x) == 0 or iteration == steps - 1:
-            task.best.put(alive, best)
-            keep = (~best.success).nonzero().flatten()
-            if not len(keep):
+        task.best.update(x_adv, -norm_of(x_adv - task.x, norm), value > goal, first=True)
+        if iteration % every(x_adv) == 0:
+            goal, others, total, gaps, grads = task.keep(~task.best.success, goal, others, total, gaps, grads)
+            if not len(task):
                 return
-            model, threat, best = narrow(model, keep), threat.select(keep), best.select(keep)
-            x, y, goal, others, total, alive, gaps = (t[keep] for t in (x, y, goal, others, total, alive, gaps))
-            grads = [grad[keep] for grad in grads]
-        slopes = torch.stack([norm_of(grad, DUAL[threat.norm]) for grad in grads], 1)
+        slopes = torch.stack([norm_of(grad, DUAL[norm]) for grad in grads], 1)
         distance = ((goal[:, None] - gaps).clamp_min(0) / slopes.clamp_min(1e-30)).nan_to_num(nan=torch.inf)
         nearest = distance.argmin(1)
-        grad = torch.stack(grads)[nearest, torch.arange(len(x), device=x.device)].nan_to_num(0.0, 0.0, 0.0)
+        grad = torch.stack(grads)[nearest, torch.arange(len(task), device=total.device)].nan_to_num(0.0, 0.0, 0.0)
         # A flat model predicts absurd distances; no step is longer than the clip.
         length = distance.gather(1, nearest[:, None]).squeeze(1)
-        level = norm_of(x, threat.norm)
-        total = total + column(length.minimum(torch.where(level > 0, level, 1.0)), x) * threat.ascent(grad)
+        level = norm_of(task.x, norm)
+        length = length.minimum(torch.where(level > 0, level, 1.0))
+        total = total + column(length, total) * task.threat.ascent(grad)
+    task.finish()

@@ -65,4 +65,4 @@ def ead(
             high, low = torch.where(found, c, high), torch.where(found, low, c)
             c = torch.where(high.isinf(), c * 5, torch.where(low == 0, c / 2, (low * high).sqrt()))
 
-    return minimize(model, x, y, threat, targeted, search, shrink_steps)
+    return minimize(model, x, y, threat, generator, targeted, search, shrink_steps)

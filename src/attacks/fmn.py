@@ -60,7 +60,7 @@ def fmn(
             ball = replace(task.threat, eps=eps)
             x_adv = ball.project(x_adv + column(length, x) * _direction(grad, norm), task.x)
 
-    return minimize(model, x, y, threat, targeted, search, shrink_steps)
+    return minimize(model, x, y, threat, generator, targeted, search, shrink_steps)
 
 
 def _direction(grad: Tensor, norm: str) -> Tensor:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from src.attacks.core import Best, Model, gradient, narrow
+from src.attacks.core import Model, gradient
+from src.attacks.task import Task
 from src.losses import margin
+from src.streams import Streams
 from src.threat import ThreatModel, column, norm_of
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf", "l0": "linf"}
@@ -19,29 +20,20 @@ SLACK = 1e-4
 """Share of the clean margin that a success must clear: rounding must not undo it on another copy of the model."""
 
 
-@dataclass
-class Search:
-    """The examples that still need a perturbation, and the smallest success of each so far.
+class Search(Task):
+    """The examples that need a perturbation, all to the end; their best is the smallest success, x where there is none.
 
     Attributes:
-        model, x, y, threat, targeted: of these examples.
         grad: of the margin at x, within the mask.
         value: margin at x, [batch], not positive.
         goal: margin of a success, [batch].
         reach: predicted distance to the boundary in the norm of the threat, [batch].
-        best: smallest success; x itself where there is none yet.
     """
 
-    model: Model
-    x: Tensor
-    y: Tensor
-    threat: ThreatModel
-    targeted: bool
-    grad: Tensor
-    value: Tensor
-    goal: Tensor
-    reach: Tensor
-    best: Best
+    def __init__(self, task: Task, grad: Tensor, value: Tensor, goal: Tensor):
+        super().__init__(task.model, task.x, task.y, task.threat, task.generator, task.targeted)
+        self.grad, self.value, self.goal = self.threat.masked(grad).nan_to_num(0.0, 0.0, 0.0), value, goal
+        self.reach = predicted(self.grad, value, self.x, self.threat.norm)
 
     def probe(self, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(gradient of the margin within the mask, margin [batch], success [batch] bool) at x_adv; a success that is
@@ -61,10 +53,8 @@ class Search:
     def toward(self, target: Tensor) -> Search:
         """The search for a perturbation that gives the class `target` [batch], from an untargeted one."""
         grad, value, _ = gradient(self.model, self.x, lambda logits: margin(logits, target, True))
-        grad = self.threat.masked(grad).nan_to_num(0.0, 0.0, 0.0)
-        reach = predicted(grad, value, self.x, self.threat.norm)
-        goal = (SLACK * value.abs()).maximum(self.goal)
-        return Search(self.model, self.x, target, self.threat, True, grad, value, goal, reach, Best(self.x))
+        task = Task(self.model, self.x, target, self.threat, self.generator, True)
+        return Search(task, grad, value, (SLACK * value.abs()).maximum(self.goal))
 
     def take(self, other: Search) -> None:
         """Take over what another search of the same examples found, where it is smaller."""
@@ -101,6 +91,7 @@ def minimize(
     x: Tensor,
     y: Tensor,
     threat: ThreatModel,
+    generator: Streams,
     targeted: bool,
     search: Callable[[Search], None],
     shrink_steps: int = 10,
@@ -108,19 +99,14 @@ def minimize(
     """Run `search` on the examples that are not adversarial yet and finish each success by bisection towards x.
     One that was never adversarial comes back unchanged; a finite eps projects the rest."""
     grad, value, _ = gradient(model, x, lambda logits: margin(logits, y, targeted))
-    goal = SLACK * value.abs()
-    todo = (value <= goal).nonzero().flatten()
-    out = x.clone()
-    if len(todo):
-        x, y, threat_todo, value, goal = x[todo], y[todo], threat.select(todo), value[todo], goal[todo]
-        grad = threat_todo.masked(grad[todo]).nan_to_num(0.0, 0.0, 0.0)
-        reach = predicted(grad, value, x, threat.norm)
-        task = Search(narrow(model, todo), x, y, threat_todo, targeted, grad, value, goal, reach, Best(x))
-        search(task)
+    goal, out, task = SLACK * value.abs(), x.clone(), Task(model, x, y, threat, generator, targeted)
+    grad, value, goal = task.keep(value <= goal, grad, value, goal)
+    if len(task):
+        run = Search(task, grad, value, goal)
+        search(run)
         if shrink_steps:
-            task.shrink(shrink_steps)
-        found = torch.where(column(task.best.success, x), task.best.x, x)
-        out[todo] = threat_todo.project(found, x)
+            run.shrink(shrink_steps)
+        out[task.index] = run.threat.project(torch.where(column(run.best.success, x), run.best.x, run.x), run.x)
     return out
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.attacks.core import Best, Model, attack, finite_budgets, gradient, narrow
+from src.attacks.core import Best, Model, attack, finite_budgets, gradient
+from src.attacks.task import Task
 from src.losses import LOSSES, fooled
 from src.perception import masking_threshold, power_level
 from src.registry import Count, Natural, Positive
@@ -93,11 +94,11 @@ def psychoacoustic(
     if x.dim() != 2:
         raise ValueError(f"psychoacoustic needs a waveform, [batch, time]; this input has {x.dim()} axes")
     best = _shrinking(model, x, y, threat, targeted=targeted, steps=steps, step=step, shrink=shrink, loss=loss)
-    alive = best.success.nonzero().flatten()
-    if not len(alive) or not masking_steps:
+    task = Task(model, x, y, threat, generator, targeted, best)
+    task.keep(best.success)  # only what fooled the model can be made quieter
+    if not len(task) or not masking_steps:
         return best.x
-    # Only what fooled the model can be made quieter.
-    model, x, y, threat, part = narrow(model, alive), x[alive], y[alive], threat.select(alive), best.select(alive)
+    model, x, y, threat, part = task.model, task.x, task.y, task.threat, task.best
     masking = Masking(x, sample_rate, n_fft)
     x_adv, weight = part.x, torch.full_like(part.value, alpha)
     part.value = -masking.loss(x_adv - x)
@@ -112,8 +113,7 @@ def psychoacoustic(
         decay = 1 - iteration / masking_steps
         x_adv = threat.project(x_adv + column(decay * pace, x) * _unit(direction), x)
     part.update(x_adv, -masking.loss(x_adv - x), fooled(model(x_adv), y, targeted), first=False)
-    best.put(alive, part)
-    return best.x
+    return task.finish()
 
 
 def _shrinking(
