@@ -48,7 +48,7 @@ def genetic(
         unit, members, fitness = task.keep(~task.best.success, unit, members, fitness)
         if not len(task):
             break
-        new_members, new_fitness = [task.best.x], [task.best.value]
+        new_members, new_fitness = [task.best.x.clone()], [task.best.value]
         if used == 1:
             children = [task.threat.random_start(task.x, task.generator) for _ in range(population - 1)]
         else:
