@@ -3,7 +3,6 @@ thread. The raw limit is what autograd needs for the forward and backward passes
 
 from __future__ import annotations
 
-import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.timing import Work, in_turns
 from src.registry import ATTACKS
 from src.streams import Streams
 from src.threat import ThreatModel
@@ -22,17 +22,6 @@ STEPS = 40
 FOOLBOX_STEPS = (1e-4, 1e-3)
 """Of foolbox's CW: the best median L2 on validation clips (of 5e-5 to 3e-3 and first c of 1e-3 to 10), and a fast one
 that stops early."""
-
-
-def seconds(work: Callable[[], Any], repeats: int) -> float:
-    """Median wall-clock seconds after one warm-up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def raw_limit(model: torch.nn.Module, x: Tensor, y: Tensor, passes: int) -> None:
@@ -87,11 +76,11 @@ def run(victim: Victim, x: Tensor, repeats: int, eps: tuple[float, ...] = (2e-4,
     frozen = victim.frozen()
     y = plain(x).argmax(1)
     rows = []
-    limit = seconds(lambda: raw_limit(plain, x, y, STEPS), repeats)
-    own_limit = seconds(lambda: raw_limit(frozen, x, y, STEPS), repeats)
-    rows.append(row("frozen model's passes", own_limit, "raw limit", limit, limit))
     streams = lambda: Streams(0, [str(i) for i in range(len(x))], "bench")  # noqa: E731
-
+    works: dict[tuple[str, str], Work] = {
+        ("", "raw limit"): lambda: raw_limit(plain, x, y, STEPS),
+        ("frozen model's passes", "ours"): lambda: raw_limit(frozen, x, y, STEPS),
+    }
     for budget in eps:
         threat = ThreatModel("linf", budget, (-1.0, 1.0))
 
@@ -103,12 +92,17 @@ def run(victim: Victim, x: Tensor, repeats: int, eps: tuple[float, ...] = (2e-4,
 
         robust = float((plain(ours(True)).argmax(1) == y).float().mean())
         label = f"PGD-40, eps {budget:g} (robust accuracy {robust:.2f})"
-        full = seconds(lambda: ours(False), repeats)
-        early = seconds(lambda: ours(True), repeats)
-        rows.append(row(f"{label}, full work", full, "raw limit", limit, limit))
-        rows.append(row(f"{label}, finished clips leave", early, "raw limit", limit, limit))
+        works[f"{label}, full work", "ours"] = lambda ours=ours: ours(False)  # type: ignore[misc]
+        works[f"{label}, finished clips leave", "ours"] = lambda ours=ours: ours(True)  # type: ignore[misc]
         for name, work in peers(plain, x, y, budget, len(victim.classes)).items():
-            rows.append(row(f"{label}, full work", full, name, seconds(work, repeats), limit))
+            works[f"{label}, full work", name] = work
+    taken = dict(zip(works, in_turns(list(works.values()), repeats), strict=True))
+    limit = taken["", "raw limit"]
+    for (what, name), own in taken.items():
+        if name == "ours":
+            rows.append(row(what, own, "raw limit", limit, limit))
+        elif what:
+            rows.append(row(what, taken[what, "ours"], name, own, limit))
     rows += carlini_wagner(plain, frozen, x, y, limit / STEPS)
     torch.set_num_threads(threads)
     return rows

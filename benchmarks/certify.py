@@ -3,15 +3,14 @@ model, clip and number of draws, one thread."""
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.timing import in_turns
 from src.registry import FRONTENDS
 from src.smoothing import Smooth, tune
 from src.victim import Victim
@@ -38,18 +37,6 @@ def bare(model: nn.Module, batch: Tensor, n: int) -> None:
     with torch.inference_mode():
         for start in range(0, n, len(batch)):
             model(batch[: n - start])
-
-
-def seconds(works: list[Callable[[], Any]], repeats: int) -> list[float]:
-    """Median CPU seconds of each (one thread, so other work on the machine hardly counts), taken in turns."""
-    times: list[list[float]] = [[] for _ in works]
-    for turn in range(repeats + 1):
-        for work, own in zip(works, times, strict=True):
-            start = time.process_time()
-            work()
-            if turn:  # the first one warms up
-                own.append(time.process_time() - start)
-    return [statistics.median(own) for own in times]
 
 
 def reference(victim: Victim) -> Victim:
@@ -94,7 +81,8 @@ def compare(name: str, victim: Victim, x: Tensor, repeats: int) -> list[dict[str
         def limit(tail: nn.Module = tail, batch: Tensor = batch) -> None:
             bare(tail, batch, N0 + N)
 
-        mine, peer, floor = seconds([ours, theirs, limit], repeats)
+        # One thread: by CPU time other work on the machine hardly counts.
+        mine, peer, floor = in_turns([ours, theirs, limit], repeats, time.process_time)
         what = f"{name}, {N0 + N} draws at the {stage}"
         common = {"benchmark": "certify", "ours": mine, "unit": "CPU s"}
         rows += [

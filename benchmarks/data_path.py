@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
+from benchmarks.timing import seconds
 from src.datasets.prepare import Data, prepare
 from src.datasets.store import load
 from src.registry import FRONTENDS
@@ -84,17 +83,6 @@ def recordings(data_dir: Path | None, folder: Path, per_class: int) -> None:
                 file.symlink_to(sorted(word.glob("*.wav"))[i].resolve())
             else:
                 soundfile.write(file, 0.1 * rng.standard_normal(SAMPLE_RATE), SAMPLE_RATE)
-
-
-def seconds(work: Callable[[], Any], repeats: int) -> float:
-    """Median time of `work`, after one call that warms caches."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def train_on(batches: Callable[[], Batches], classes: int) -> Callable[[], None]:

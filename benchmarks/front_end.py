@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from statistics import median
-
 import librosa
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.timing import in_turns
 from src.registry import FRONTENDS
 from src.victim import Chain
-
-
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median time of `repeats` runs, after one to warm up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return median(times)
 
 
 @torch.no_grad()
@@ -53,7 +39,7 @@ def run(clips: Tensor, sample_rate: int, repeats: int = 5) -> list[dict]:
         ours_mel = Chain(list(chain.stages)[: mel + 1])(clips).numpy()
         peer_mel = np.stack(peer())
         difference = np.abs(ours_mel - peer_mel).max() / peer_mel.max()
-        rate_ours, rate_peer = (len(clips) / seconds(work, repeats) for work in (ours, peer))
+        rate_ours, rate_peer = (len(clips) / taken for taken in in_turns([ours, peer], repeats))
         rows.append(
             {
                 "benchmark": "front end",

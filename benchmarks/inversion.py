@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.front_end import seconds
+from benchmarks.timing import seconds
 from src.registry import FRONTENDS, INVERSIONS
 from src.streams import Streams
 from src.victim import Chain

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from src.attacks.core import Model, gradient, narrow
+from src.attacks.minimum_norm import DUAL
 from src.losses import cross_entropy, fooled, margin
 from src.registry import ATTACKS
 from src.streams import Streams
@@ -25,7 +26,6 @@ from src.victim import Chain
 AttackFunction = Callable[..., Tensor]
 OVER_ROWS = ("lost_on_wav", "curve_not_monotone")
 """Indicators that rows show; the others take a run of their own."""
-DUAL = {"linf": "l1", "l2": "l2", "l1": "linf", "l0": "linf"}
 
 
 @dataclass(frozen=True)

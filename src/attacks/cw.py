@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from src.attacks.core import Best, Model, attack, every, gradient
+from src.attacks.minimum_norm import SLACK
 from src.attacks.task import Task
 from src.losses import margin
 from src.registry import Count, NonNegative, Positive
@@ -25,8 +26,6 @@ CROSSING_STEPS, GROWTH = 20, 1.4
 """Steps that look for a first success, and how much longer each is than the one before."""
 SHRINK = 0.99
 """An objective that falls by less within a tenth of the steps has converged."""
-SLACK = 1e-4
-"""Share of the clean margin that a success must clear: rounding must not undo it on another copy of the model."""
 
 
 @attack("cw", kind="minimum_norm", norms=("l2",))
