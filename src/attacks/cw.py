@@ -5,7 +5,7 @@ Image defaults fail on waveforms (one Adam step of 0.01 on 16,000 samples has an
 measured in the norm r of a first success that is found along the gradient: a step moves an example by `learning_rate`
 * r, and c is a multiple of 2 r^2 / margin, which balances both terms at r where the model is linear. Adam's second
 moment is one number per example, so that a step follows the gradient instead of its signs: sign-like steps spread over
-silent samples and cost L2."""
+silent samples and cost L2. The descents start from what a short search for the nearest class found."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 from src.attacks.core import Best, Model, attack, every, gradient
-from src.attacks.minimum_norm import SLACK
+from src.attacks.ddn import nearest
+from src.attacks.minimum_norm import SLACK, Search
 from src.attacks.task import Task
 from src.losses import margin
 from src.registry import Count, NonNegative, Positive
 from src.streams import Streams
 from src.threat import ThreatModel, column, norm_of
 
+SCOUT_STEPS = 20
+"""Gradients for each class that may be the nearest."""
 CROSSING_STEPS, GROWTH = 20, 1.4
 """Steps that look for a first success, and how much longer each is than the one before."""
 SHRINK = 0.99
@@ -42,6 +45,7 @@ def cw(
     learning_rate: Positive = 0.1,
     initial_c: Positive = 1.5,
     confidence: NonNegative = 0.0,
+    candidates: Count = 3,
     abort_early: bool = True,
 ) -> Tensor:
     """Smallest l2 perturbation that changes the decision, by penalty and binary search.
@@ -52,15 +56,30 @@ def cw(
         learning_rate: length of the first steps, in norms of the first success found; it decays to zero.
         initial_c: first weight of the misclassification term, in units of the one that balances a linear model.
         confidence: margin between the logits that a success must have.
+        candidates: most likely other classes among which a few gradients seek the nearest, which then is the target; 1
+            follows the margin to whichever class comes next, as published.
         abort_early: an example stops when a tenth of the steps lowers its objective by less than 1 %.
     """
     best = Best(x)
+    if candidates > 1 and not targeted:
+        grad, value, _ = gradient(model, x, lambda logits: margin(logits, y, False))
+        scouts = Search(Task(model, x, y, threat, generator, False), grad, value, SLACK * value.abs())
+        y, targeted = nearest(scouts, candidates, SCOUT_STEPS), True
+        if not confidence:
+            best.update(scouts.best.x, -scouts.size().square(), scouts.best.success, first=False)
+    start = best.x.clone()
     reach, needed, goal = _first_crossing(model, x, y, threat, best, confidence, targeted)
     c = initial_c * 2 * reach.square() / needed
     low, high = torch.zeros_like(c), torch.full_like(c, math.inf)
     for _ in range(search_steps):
         found = _descend(
-            Task(model, x, y, threat, generator, targeted, best), c, goal, reach * learning_rate, steps, abort_early
+            Task(model, x, y, threat, generator, targeted, best),
+            start,
+            c,
+            goal,
+            reach * learning_rate,
+            steps,
+            abort_early,
         )
         high = torch.where(found, c, high)
         low = torch.where(found, low, c)
@@ -77,7 +96,7 @@ def _first_crossing(
     Returns:
         norm of the first success (or of the last try), margin to gain, margin to reach; [batch] each.
     """
-    x_adv, reach = x.clone(), x.new_zeros(len(x))
+    x_adv, reach = x.clone(), norm_of(best.x - x, "l2")
     needed = goal = length = reach
     for trial in range(CROSSING_STEPS + 1):
         grad, value, _ = gradient(model, x_adv, lambda logits: margin(logits, y, targeted))
@@ -100,9 +119,9 @@ def _first_crossing(
     return reach.clamp_min(1e-12), needed, goal
 
 
-def _descend(task: Task, c: Tensor, goal: Tensor, pace: Tensor, steps: int, abort_early: bool) -> Tensor:
-    """One value of c per example; smaller successes become the best. Returns who succeeded at all, [batch] bool."""
-    space = (Tanh if all(map(math.isfinite, task.threat.bounds)) else Direct)(task)
+def _descend(task: Task, start: Tensor, c: Tensor, goal: Tensor, pace: Tensor, steps: int, abort_early: bool) -> Tensor:
+    """One c per example, from `start`; smaller successes become the best. Returns who succeeded, [batch] bool."""
+    space = (Tanh if all(map(math.isfinite, task.threat.bounds)) else Direct)(task, start)
     found = torch.zeros_like(c, dtype=torch.bool)
     reached, first, second = found.clone(), torch.zeros_like(task.x), torch.zeros_like(c)
     previous = torch.full_like(c, math.inf)
@@ -138,8 +157,8 @@ def _descend(task: Task, c: Tensor, goal: Tensor, pace: Tensor, steps: int, abor
 class Direct:
     """The perturbed input itself, clipped after every move."""
 
-    def __init__(self, task: Task):
-        self.task, self.x_adv = task, task.x.clone()
+    def __init__(self, task: Task, start: Tensor):
+        self.task, self.x_adv = task, start.clone()
 
     def point(self) -> Tensor:
         return self.x_adv
@@ -160,18 +179,18 @@ class Tanh:
     """The change of variables for finite bounds: x = middle + half * tanh(w), w scaled so that near the middle a move
     of w is a move of x."""
 
-    def __init__(self, task: Task):
+    def __init__(self, task: Task, start: Tensor):
         low, high = task.threat.bounds
         self.middle, self.half = (low + high) / 2, (high - low) / 2
         self.task = task
-        self.start = ((task.x - self.middle) / self.half).clamp(-1 + 1e-6, 1 - 1e-6)
-        self.w = self.start.atanh()
-        self.t = self.start
+        self.origin = ((task.x - self.middle) / self.half).clamp(-1 + 1e-6, 1 - 1e-6)
+        self.t = ((start - self.middle) / self.half).clamp(-1 + 1e-6, 1 - 1e-6)
+        self.w = self.t.atanh()
 
     def point(self) -> Tensor:
         self.t = self.w.tanh()
         # The difference keeps an unmoved entry exactly as it was.
-        return self.task.threat.clip(self.task.x + self.half * (self.t - self.start), self.task.x)
+        return self.task.threat.clip(self.task.x + self.half * (self.t - self.origin), self.task.x)
 
     def chain(self, grad: Tensor) -> Tensor:
         return grad * (1 - self.t.square())
@@ -180,5 +199,5 @@ class Tanh:
         self.w += by / self.half
 
     def select(self, index: Tensor) -> Tanh:
-        self.start, self.w, self.t = self.start[index], self.w[index], self.t[index]
+        self.origin, self.w, self.t = self.origin[index], self.w[index], self.t[index]
         return self

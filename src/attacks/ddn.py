@@ -42,25 +42,31 @@ def ddn(
 
     def search(task: Search) -> None:
         scout = steps // 10
-        logits = task.model(task.x)
-        others = min(candidates, logits.shape[1] - 1)
-        if task.targeted or others < 2 or scout < 2:
+        if task.targeted or candidates == 1 or scout < 2:
             descend(task, torch.zeros_like(task.x), task.reach, steps, step, gamma)
             return
-        ranked = logits.scatter(1, task.y[:, None], -torch.inf).argsort(1, descending=True)[:, :others]
-        target, nearest = ranked[:, 0], torch.full_like(task.reach, torch.inf)
-        for label in ranked.T:
-            trial = task.toward(label)
-            descend(trial, torch.zeros_like(task.x), trial.reach, scout - 1, step, gamma)
-            target = torch.where(trial.size() < nearest, label, target)
-            nearest = nearest.minimum(trial.size())
-            task.take(trial)
-        last = task.toward(target)
+        before = scout * candidates + 1
+        last = task.toward(nearest(task, candidates, scout, step, gamma))
         eps = torch.where(task.best.success, task.size(), last.reach)
-        descend(last, task.best.x - task.x, eps, steps - others * scout - 1, step, gamma)
+        descend(last, task.best.x - task.x, eps, steps - before, step, gamma)
         task.take(last)
 
     return minimize(model, x, y, threat, generator, targeted, search, shrink_steps)
+
+
+def nearest(task: Search, candidates: int, steps: int, step: float = 1.0, gamma: float = 0.1) -> Tensor:
+    """Of the `candidates` most likely other classes the one whose boundary is nearest, [batch], as far as `steps`
+    gradients for each can tell; what they find becomes the best of the untargeted `task`."""
+    logits = task.model(task.x)
+    ranked = logits.scatter(1, task.y[:, None], -torch.inf).argsort(1, descending=True)
+    target, least = ranked[:, 0], torch.full_like(task.reach, torch.inf)
+    for label in ranked[:, : min(candidates, logits.shape[1] - 1)].T:
+        trial = task.toward(label)
+        descend(trial, torch.zeros_like(task.x), trial.reach, steps - 1, step, gamma)
+        target = torch.where(trial.size() < least, label, target)
+        least = least.minimum(trial.size())
+        task.take(trial)
+    return target
 
 
 def descend(task: Search, delta: Tensor, eps: Tensor, steps: int, step: float, gamma: float) -> None:
