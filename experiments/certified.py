@@ -76,7 +76,7 @@ def report(config: Config) -> None:
                 x = [summary.certified_snr(clip, r / lipschitz) for r in radii]
                 series[f"{stage}, {training}"] = (x[::-1], best[::-1])
             else:
-                series[f"{stage}, {training}: no bound in the waveform"] = ([], [])
+                series[f"{stage}: no bound in the waveform"] = ([], [])
     if not lines:
         raise ValueError(f"{out}: nothing is certified yet; leave --report out")
     notes = [f"n0 = {own.n0}, n = {own.n}, alpha = {own.alpha:g}, mode = {own.mode}."]

@@ -43,7 +43,9 @@ def curves(
     if log_x:
         axes.set_xscale("log")
     axes.grid(alpha=0.3)
-    if series:
+    if len(series) > 3:  # many names would hide the curves
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
+    elif series:
         axes.legend()
     save(figure, path)
 
