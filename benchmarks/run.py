@@ -56,7 +56,7 @@ def measure(
     if name == "attacks":
         return attacks.run(victim, x[:32], repeats)
     if name == "minimum_norm":
-        return minimum_norm.run(victim, x[:32], 1)
+        return minimum_norm.run(victim, x, 1)
     if name == "strength":
         chosen = torch.arange(0, len(clips), max(1, len(clips) // 32))[:32]
         return strength.run(others, clips.waveforms(chosen), clips.labels[chosen])

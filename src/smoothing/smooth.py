@@ -162,7 +162,7 @@ class Smooth:
 
 
 def tune(model: Callable[[Tensor], Tensor], rows: Tensor, *, largest: int = 4096, patience: float = 10.0) -> int:
-    """The batch size at which `model` is fastest per draw on this machine, found by timing.
+    """The smallest batch size at which `model` is about fastest per draw on this machine, found by timing.
 
     Large batches lose on CPU (activations fall out of the cache and, beyond the allocator's limit, are paged in anew in
     every layer) and win on a GPU, up to its memory. On CPU a size is admitted only if it gives the same logits to the
@@ -184,7 +184,8 @@ def tune(model: Callable[[Tensor], Tensor], rows: Tensor, *, largest: int = 4096
         except torch.cuda.OutOfMemoryError:
             break
         same = torch.equal(logits, reference.repeat(size // BLOCK, 1))
-        if taken < best_time and (same or rows.device.type != "cpu"):
+        # A larger batch has to earn it: within the noise of the clock, the smaller one needs less memory.
+        if taken < 0.95 * best_time and (same or rows.device.type != "cpu"):
             best, best_time = size, taken
         elif taken > 1.15 * best_time:
             break
