@@ -4,6 +4,7 @@ mistake a person makes: one clear line, exit code 2, nothing lost."""
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import runpy
@@ -182,6 +183,8 @@ def test_interrupt_leaves_rows_and_says_so(workspace: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "attack.py"), *(part for override in overrides for part in ("--set", override))],
         cwd=workspace, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+        # A shell that runs the tests in the background makes them, and what they start, ignore Ctrl-C.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     path = workspace / "stopped/attack/rows.csv"
     deadline = time.monotonic() + 90
