@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from src import results, shell
+from src import cli
+from src.commands import sanity, selection
+from src.commands.attack import attack, identity, report, subject
+from src.commands.shared_rows import collect
 from src.config import Config
 from src.datasets import store
 from src.distributed import team
 from src.evaluation import FIELDS, KEY
-from src.studies import chosen, failure
-from src.studies.attack import attack, identity, report, subject
-from src.studies.rows import collect
+from src.output import results
 
 
 def main(config: Config, args: argparse.Namespace) -> None:
@@ -23,16 +24,16 @@ def main(config: Config, args: argparse.Namespace) -> None:
     the last row; torchrun shares the clips over processes.
     """
     everything = store.load(config.data.data_dir, "test")
-    order = chosen.drawn(config, everything)
+    order = selection.drawn(config, everything)
     clips = everything.select(order.sort().values)
     heard = {everything.ids[i] for i in order[: config.attack.wavs].tolist()}
-    models = chosen.models(config, args.model, clips)
+    models = selection.models(config, args.model, clips)
     with team() as members:
         device = members.device(config.training.use_cuda)
         subjects = [subject(config, model, device) for model in models]
         if args.self_test:
             if members.leads:
-                failure.plant_and_search(config, subjects, clips)
+                sanity.plant_and_search(config, subjects, clips)
             return
 
         def compute(rows: results.Rows) -> list[tuple[str, ...]]:
@@ -41,13 +42,13 @@ def main(config: Config, args: argparse.Namespace) -> None:
         folder, given = config.results.results_dir / "attack", identity(config, everything, device)
         rows = collect(members, (folder / "rows.csv", FIELDS, KEY, given), compute)
         if members.leads:
-            signs, searched = failure.search(config, subjects, clips, rows, given, folder / "manifest.json")
+            signs, searched = sanity.search(config, subjects, clips, rows, given, folder / "manifest.json")
             report(config, subjects, clips, rows, signs, searched)
         members.wait()
 
 
 if __name__ == "__main__":
-    shell.run(
+    cli.run(
         main,
         ["ATTACK", "INVERSION", "DEFENSE", "DATA", "RESULTS"],
         model={"action": "append", "metavar": "NAME", "help": "a model in model_dir; may be repeated (default: all)"},

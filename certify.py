@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from src import shell
+from src import cli
+from src.commands import selection
+from src.commands.certify import Run, warn
 from src.config import Config
 from src.datasets import store
 from src.distributed import team
 from src.smoothing import spectrum
-from src.studies import chosen
-from src.studies.certify import Run, warn
 
 
 def main(config: Config, args: argparse.Namespace) -> None:
@@ -24,8 +24,8 @@ def main(config: Config, args: argparse.Namespace) -> None:
     """
     settings, data_dir = config.certify, config.data.data_dir
     clips = store.load(data_dir, "test")
-    drawn = chosen.drawn(config, clips).sort().values
-    models = chosen.models(config, args.model, clips)
+    drawn = selection.drawn(config, clips).sort().values
+    models = selection.models(config, args.model, clips)
     for model in models:
         model.victim.split(settings.stage)  # refuses an unknown representation before any work
     n_samples, sample_rate = clips.n_samples, clips.sample_rate
@@ -47,7 +47,7 @@ def main(config: Config, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    shell.run(
+    cli.run(
         main,
         ["CERTIFY", "DATA", "RESULTS"],
         model={"action": "append", "metavar": "NAME", "help": "a model in model_dir; may be repeated (default: all)"},

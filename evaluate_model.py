@@ -6,11 +6,12 @@ import argparse
 
 import torch
 
-from src import figures, results, shell
-from src.classification import confusion, per_class, predict, summarize
+from src import cli
+from src.commands import selection
 from src.config import Config
 from src.datasets import store
-from src.studies import chosen
+from src.evaluation.accuracy import confusion, per_class, predict, summarize
+from src.output import figures, results
 
 
 def main(config: Config, args: argparse.Namespace) -> None:
@@ -21,12 +22,12 @@ def main(config: Config, args: argparse.Namespace) -> None:
     """
     split = args.split
     clips = store.load(config.data.data_dir, split)
-    models = chosen.models(config, args.model, clips)
+    models = selection.models(config, args.model, clips)
     device = torch.device("cuda" if config.training.use_cuda and torch.cuda.is_available() else "cpu")
     folder = config.results.results_dir / "evaluate"
     notes = [f"{len(clips)} clips of the {split} split of {clips.source}; intervals are Wilson's, 95 %."]
     if clips.synthetic:
-        notes.append(chosen.SYNTHETIC)
+        notes.append(selection.SYNTHETIC)
     table = []
     for model in models:
         name = model.name
@@ -51,7 +52,7 @@ def main(config: Config, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    shell.run(
+    cli.run(
         main,
         ["DATA", "TRAINING", "RESULTS"],
         model={"action": "append", "metavar": "NAME", "help": "a model in model_dir; may be repeated (default: all)"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from src import shell
+from src import cli
 from src.config import Config
 from src.datasets.prepare import prepare
 from src.datasets.store import SPLITS
@@ -35,4 +35,4 @@ def main(config: Config, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    shell.run(main, ["DATA"])
+    cli.run(main, ["DATA"])

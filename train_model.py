@@ -7,14 +7,16 @@ from pathlib import Path
 
 import torch
 
-from src import checkpoint, figures, results, shell
+from src import cli
 from src.config import Config
 from src.datasets import store
 from src.datasets.noise import load_noise
+from src.output import figures, results
+from src.random_streams import derive_seed
 from src.registry import MODELS
-from src.streams import derive_seed
 from src.training import fit
 from src.training.settings import model_name
+from src.victims import checkpoint
 
 
 def main(config: Config, args: argparse.Namespace) -> None:
@@ -81,4 +83,4 @@ def main(config: Config, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    shell.run(main, ["TRAINING", "MODEL", "FRONTEND", "DATA", "RESULTS"])
+    cli.run(main, ["TRAINING", "MODEL", "FRONTEND", "DATA", "RESULTS"])

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.timing import Work, in_turns
+from src.random_streams import Streams
 from src.registry import ATTACKS
-from src.streams import Streams
 from src.threat import ThreatModel
-from src.victim import Victim
+from src.victims.victim import Victim
 
 STEPS = 40
 FOOLBOX_STEPS = (1e-4, 1e-3)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.timing import in_turns
 from src.registry import FRONTENDS
 from src.smoothing import Smooth, tune
-from src.victim import Victim
+from src.victims.victim import Victim
 
 N0, N, SIGMA = 96, 1008, 0.05
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import seconds
+from src.random_streams import Streams
 from src.registry import FRONTENDS, INVERSIONS
-from src.streams import Streams
-from src.victim import Chain
+from src.victims.victim import Chain
 
 ITERATIONS = 32
 PEER_CLIPS = 4

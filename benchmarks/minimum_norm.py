@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src.random_streams import Streams
 from src.registry import ATTACKS
-from src.streams import Streams
 from src.threat import ThreatModel
-from src.victim import Victim
+from src.victims.victim import Victim
 
 OURS: dict[str, tuple[str, dict[str, int]]] = {
     "DDN 200": ("ddn", {"steps": 200}),

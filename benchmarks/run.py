@@ -19,10 +19,11 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks import attacks, certify, data_path, front_end, inversion, minimum_norm, scale, strength  # noqa: E402
-from src import checkpoint, results  # noqa: E402
 from src.datasets import store  # noqa: E402
 from src.datasets.prepare import Data, prepare  # noqa: E402
-from src.victim import Victim  # noqa: E402
+from src.output import results  # noqa: E402
+from src.victims import checkpoint  # noqa: E402
+from src.victims.victim import Victim  # noqa: E402
 
 NAMES = ("data_path", "front_end", "inversion", "attacks", "minimum_norm", "strength", "certify", "scale")
 

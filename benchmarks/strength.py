@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from src.random_streams import Streams
 from src.registry import ATTACKS
-from src.streams import Streams
 from src.threat import ThreatModel
-from src.victim import Victim
+from src.victims.victim import Victim
 
 
 def run(victims: Mapping[str, Victim], x: Tensor, labels: Tensor, eps: float = 0.0003, steps: int = 100) -> list[dict]:

@@ -19,11 +19,12 @@ from statistics import median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from src import figures, results, shell  # noqa: E402
+from src import cli  # noqa: E402
+from src.commands import selection  # noqa: E402
 from src.config import Config  # noqa: E402
 from src.datasets import store  # noqa: E402
+from src.output import figures, results  # noqa: E402
 from src.smoothing import summary  # noqa: E402
-from src.studies import chosen  # noqa: E402
 
 STAGES = ("magnitude", "normalize", "waveform")
 METHODS = ("gaussian", "consistency", "smoothadv", "macer")
@@ -54,8 +55,8 @@ def report(config: Config) -> None:
     """Tables of what is there so far, and the figure of the representations in waveform-equivalent dB."""
     own, out = config.certify, config.results.results_dir
     clips = store.load(config.data.data_dir, "test")
-    clips = clips.select(chosen.drawn(config, clips).sort().values)
-    victim = chosen.models(config, None, clips)[0].victim
+    clips = clips.select(selection.drawn(config, clips).sort().values)
+    victim = selection.models(config, None, clips)[0].victim
     lines, series = [], {}
     for training in ("plain", *METHODS):
         for stage in STAGES:
@@ -80,7 +81,7 @@ def report(config: Config) -> None:
     if not lines:
         raise ValueError(f"{out}: nothing is certified yet; leave --report out")
     notes = [f"n0 = {own.n0}, n = {own.n}, alpha = {own.alpha:g}, mode = {own.mode}."]
-    notes += [chosen.SYNTHETIC] if clips.synthetic else []
+    notes += [selection.SYNTHETIC] if clips.synthetic else []
     title = "Certified accuracy of test clips, sigma x radius"
     results.write_table(out / "certified.csv", lines, title, notes)
     figures.curves(
@@ -115,7 +116,7 @@ def main(config: Config, args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     stages = {"nargs": "*", "choices": STAGES, "default": list(STAGES), "help": "where noise enters (default: all)"}
     methods = {"nargs": "*", "choices": METHODS, "default": ["gaussian"], "help": "of training (default: gaussian)"}
-    shell.run(
+    cli.run(
         main,
         ["CERTIFY", "TRAINING", "RESULTS"],
         stages=stages,

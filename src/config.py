@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from src.datasets.prepare import Data
 from src.evaluation import Attack
+from src.output.results import Results
 from src.registry import (
     ATTACKS,
     DATASETS,
@@ -32,7 +33,6 @@ from src.registry import (
     choose,
     keys_of,
 )
-from src.results import Results
 from src.smoothing import Certify
 from src.training import Training
 

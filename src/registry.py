@@ -108,8 +108,8 @@ class Registry:
     def names(self) -> list[str]:
         if not self._loaded:
             package = importlib.import_module(self.package)
-            for module in pkgutil.iter_modules(package.__path__):
-                importlib.import_module(f"{self.package}.{module.name}")
+            for module in pkgutil.walk_packages(package.__path__, f"{self.package}."):
+                importlib.import_module(module.name)
             self._loaded = True
         return sorted(self._builders)
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import PlainValidator
 from torch import Tensor
 
-from src.streams import Streams
+from src.random_streams import Streams
 
 NORMS = ("linf", "l2", "l1", "l0")
 TOLERANCE = 1e-4

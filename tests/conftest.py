@@ -73,7 +73,7 @@ def many_clips() -> Clips:
 def trained_net(many_clips: Clips) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
     """(frozen log-mel net trained in seconds, 16 waveforms it classifies rightly, their labels)."""
     from src.stages.front_ends import log_mel
-    from src.victim import Victim
+    from src.victims.victim import Victim
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.adaptive import Bpda, Eot, adaptive, once
 from src.losses import fooled
+from src.random_streams import Streams
 from src.registry import ATTACKS
-from src.streams import Streams
 from src.threat import ThreatModel
-from src.victim import Chain, Stage
+from src.victims.adaptive import Bpda, Eot, adaptive, once
+from src.victims.victim import Chain, Stage
 
 
 class Round(Stage):

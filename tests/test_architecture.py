@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source; and no pickle, no config inside src."""
+"""Who may import whom, read from the source as one ordered list of layers; no pickle, no config inside src."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src"
-FIRST = {"registry", "threat", "losses", "victim", "smoothing", "perception", "streams", "convolution"}
-SECOND = {
-    "stages", "models", "defenses", "attacks", "generators", "inversion", "datasets", "adaptive", "speaker",
-    "distributed", "augment",
-}  # fmt: skip
-THIRD = {"checks", "self_test", "empirical", "training", "evaluation", "checkpoint", "classification"}
-PLAIN = {"results", "figures", "report"}
-TOP = {"config", "shell"}
+LAYERS = (
+    {"commands"},
+    {"cli"},
+    {"config"},
+    {"training", "evaluation", "output"},
+    {"attacks", "inversion", "defenses", "models", "smoothing", "datasets"},
+    {"stages"},
+    {"victims"},
+    {"threat"},
+    {"registry", "losses", "perception", "random_streams", "distributed"},
+)
+"""Rooms from the top down; each may import from the layers below its own, and from itself."""
 
 
 def modules() -> list[Path]:
-    return sorted(SRC.rglob("*.py"))
+    return sorted(path for path in SRC.rglob("*.py") if path != SRC / "__init__.py")
 
 
 def room(path: Path) -> str:
@@ -29,42 +33,42 @@ def room(path: Path) -> str:
 
 def imports(path: Path) -> set[str]:
     """Names below src that a file imports."""
-    found = set()
+    rooms = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             if node.module == "src":
-                found |= {alias.name for alias in node.names}
+                rooms |= {alias.name for alias in node.names}
             elif node.module.startswith("src."):
-                found.add(node.module.split(".")[1])
+                rooms.add(node.module.split(".")[1])
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("src.")}
-    return found
+            rooms |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("src.")}
+    return rooms
+
+
+def below(name: str) -> set[str]:
+    """The rooms that `name` may import from."""
+    level = next(i for i, layer in enumerate(LAYERS) if name in layer)
+    return set().union(*LAYERS[level + 1 :])
+
+
+def test_every_room_has_one_place_and_every_place_is_a_room() -> None:
+    places = [name for layer in LAYERS for name in layer]
+    assert len(places) == len(set(places))
+    assert set(places) == {room(path) for path in modules()}
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SRC)))
 def test_layers(path: Path) -> None:
-    own = room(path)
-    if own == "__init__":
-        return
-    allowed = {
-        **{name: {"streams", "registry", "convolution"} for name in FIRST},
-        **{name: FIRST | {"stages"} for name in SECOND},
-        **{name: FIRST | SECOND | {"checkpoint", "classification"} for name in THIRD},
-        "results": set(),
-        "figures": {"results"},
-        "report": {"results"},
-        "config": FIRST | SECOND | THIRD | PLAIN,
-        "shell": {"config"},
-        "studies": (FIRST | SECOND | THIRD | PLAIN | TOP) - {"shell"},
-    }
-    assert own in allowed, f"src/{own} has no place in the layers: add it to the table here and in the design"
-    assert imports(path) - {own} <= allowed[own], f"{path.name} may import from {sorted(allowed[own])} only"
+    name = room(path)
+    assert imports(path) - {name} <= below(name), f"src/{name} may import from {sorted(below(name))} only"
 
 
 def test_every_layer_check_can_fail(tmp_path: Path) -> None:
     bad = tmp_path / "bad.py"
-    bad.write_text("from src.config import load\nimport src.results\nfrom src import training\n")
-    assert imports(bad) == {"config", "results", "training"}
+    bad.write_text("from src.config import load\nimport src.output.results\nfrom src import training\n")
+    assert imports(bad) == {"config", "output", "training"}
+    assert not imports(bad) <= below("attacks")
+    assert below("evaluation") & {"training", "output", "config"} == set()
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SRC)))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.attacks.minimum_norm import DUAL
+from src.attacks.minimum_norm.search import DUAL
 from src.losses import LOSSES, fooled
+from src.random_streams import Streams
 from src.registry import ATTACKS
-from src.streams import Streams
 from src.threat import ThreatModel, norm_of
 
 BATCH, ENTRIES, CLASSES = 6, 40, 5

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.attacks.over_the_air import padded, play, playback
-from src.attacks.psychoacoustic import Masking
-from src.attacks.time_shuffled import shuffled
-from src.attacks.universal import _placed
+from src.attacks.audio.over_the_air import padded, play, playback
+from src.attacks.audio.psychoacoustic import Masking
+from src.attacks.controls.time_shuffled import shuffled
+from src.attacks.gradients.universal import _placed
 from src.perception import snr
+from src.random_streams import Streams
 from src.registry import ATTACKS
-from src.streams import Streams
 from src.threat import ThreatModel, norm_of
 
 RATE = 4000

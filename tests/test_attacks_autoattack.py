@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.attacks.autoattack import flags
+from src.attacks.gradients.autoattack import flags
 from src.losses import fooled
+from src.random_streams import Streams
 from src.registry import ATTACKS
-from src.streams import Streams
 from src.threat import ThreatModel, norm_of
 
 BATCH, ENTRIES = 10, 40

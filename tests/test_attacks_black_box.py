@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.attacks.decisions import WIDTHS, _colored
+from src.attacks.labels.oracle import WIDTHS, _colored
+from src.random_streams import Streams
 from src.registry import ATTACKS
-from src.streams import Streams
 from src.threat import ThreatModel, norm_of
 
 SCORES = ("square", "nes", "spsa", "siren", "genetic")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from src.losses import fooled
+from src.random_streams import Streams
 from src.registry import ATTACKS
-from src.streams import Streams
 from src.threat import ThreatModel, norm_of
 
 BATCH, ENTRIES = 6, 30

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src import augment
+from src.training import augment
 
 N = 4000
 

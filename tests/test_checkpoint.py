@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src import checkpoint
+from src.victims import checkpoint
 
 SMALL = {"n_fft": 256, "win_length": 256, "hop_length": 128}
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from src.evaluation import Attack
+from src.random_streams import Streams
 from src.registry import ATTACKS
-from src.streams import Streams
 from src.threat import ThreatModel, norm_of
 
 QUICK = {

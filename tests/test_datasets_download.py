@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from src.datasets import speech_commands as module
+from src.datasets import speech_commands
 from src.datasets.download import extract, fetch
 from src.registry import DATASETS
 
@@ -123,8 +123,8 @@ def test_extraction_is_safe_and_whole(tmp_path: Path) -> None:
 
 def test_version_is_downloaded_on_request(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.content = archive({f"./yes/{i:08x}_nohash_0.wav": b"x" for i in range(5)})
-    monkeypatch.setattr(module, "URL", server.url + "?{version}")
-    monkeypatch.setitem(module.SHA256, "0.02", sha(server.content))
+    monkeypatch.setattr(speech_commands, "URL", server.url + "?{version}")
+    monkeypatch.setitem(speech_commands.SHA256, "0.02", sha(server.content))
     program = {"include": ("yes",), "default": (), "sample_rate": 16000, "seconds": 1.0, "seed": 0}
     for _ in range(2):
         corpus = DATASETS["speech_commands"](**program, source_dir=tmp_path / "sc", version="0.02")

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from prepare_dataset import main
-from src import shell
+from src import cli
 from src.datasets import writer
 from src.datasets.decode import DamagedError, loudest, read, to_clip
 from src.datasets.prepare import Data, prepare
@@ -225,16 +225,16 @@ def test_full_disk_through_the_script(tmp_path: Path, monkeypatch: pytest.Monkey
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, unlimited[1]))
     try:
         with pytest.raises(SystemExit) as stopped:
-            shell.run(main, ["DATA"])
+            cli.run(main, ["DATA"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert stopped.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.ini", "in"]
 
-    shell.run(main, ["DATA"])
+    cli.run(main, ["DATA"])
     assert "prepared in" in capsys.readouterr().out
-    shell.run(main, ["DATA"])
+    cli.run(main, ["DATA"])
     assert "already prepared" in capsys.readouterr().out
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from src import checkpoint
+from src.random_streams import Streams
 from src.registry import DEFENSES
-from src.streams import Streams
-from src.victim import Stage
+from src.victims import checkpoint
+from src.victims.victim import Stage
 
 RATE = 16000
 

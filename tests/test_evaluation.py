@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from src import results
 from src.attacks import core
 from src.datasets.store import Clips
 from src.evaluation import FIELDS, Attack, Evaluation, Outcome, summary
 from src.evaluation.evaluate import Counter
 from src.evaluation.masks import sample_mask
+from src.output import results
 from src.registry import ATTACKS, INVERSIONS
 from src.stages.front_ends import log_mel
 from src.threat import Budget
-from src.victim import Victim
+from src.victims.victim import Victim
 from tests.conftest import SAMPLE_RATE, WORDS
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from src.inversion.griffin_lim import retrieve_phase
 from src.inversion.nnls import solver
 from src.perception import snr
+from src.random_streams import Streams
 from src.registry import FRONTENDS, INVERSIONS
 from src.stages.magnitude import Magnitude
 from src.stages.mel import Mel
-from src.streams import Streams
-from src.victim import Chain
+from src.victims.victim import Chain
 
 SR = 16000
 ALL = ("clean_phase", "gain_mask", "griffin_lim", "nnls")

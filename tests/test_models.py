@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from src import checkpoint
 from src.registry import MODELS
+from src.victims import checkpoint
 
 SHAPES = {
     "cnn": (128, 321), "bc_resnet": (40, 101), "tc_resnet8": (40, 101), "rescnn": (64, 160), "resnet": (40, 101),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src import results
+from src.output import results
 
 FIELDS = ("id", "eps", "ok")
 

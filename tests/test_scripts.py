@@ -158,11 +158,12 @@ def test_attack_resumes_to_the_same_rows(workspace: Path, monkeypatch: pytest.Mo
     timeless = lambda table: sorted(str({k: v for k, v in row.items() if k != "seconds"}) for row in table)  # noqa: E731
     assert timeless(rows(path)) == timeless(whole)
     manifest = json.loads((path.parent / "manifest.json").read_text())
-    monkeypatch.setattr("src.checks.check", lambda *args, **kwargs: pytest.fail("the same search again"))
+    check = "src.evaluation.sanity_checks.check"
+    monkeypatch.setattr(check, lambda *args, **kwargs: pytest.fail("the same search again"))
     assert call(workspace, monkeypatch, "attack.py", *args) == 0
     assert repr(json.loads((path.parent / "manifest.json").read_text())["signs"]) == repr(manifest["signs"])
     searching: list[object] = []
-    monkeypatch.setattr("src.checks.check", lambda *args, **kwargs: searching.append(args) or [])
+    monkeypatch.setattr(check, lambda *args, **kwargs: searching.append(args) or [])
     assert call(workspace, monkeypatch, "attack.py", *args, "--set", "ATTACK.checks=1") == 0
     assert len(searching) == 2  # fgsm and pgd, on other clips than before
 

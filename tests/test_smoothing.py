@@ -21,9 +21,8 @@ from hypothesis import strategies as st
 from scipy.stats import beta, binomtest, norm
 from torch import Tensor, nn
 
-from src import checkpoint
 from src.datasets.store import Clips
-from src.results import cell
+from src.output.results import cell
 from src.smoothing import (
     ABSTAIN,
     BettingTest,
@@ -32,12 +31,13 @@ from src.smoothing import (
     ShapedNoise,
     Smooth,
     lower_bound,
+    noise,
     round_down,
     semantic,
     summary,
     tune,
 )
-from src.smoothing import noise as noises
+from src.victims import checkpoint
 from tests.conftest import ROOT
 
 
@@ -307,7 +307,7 @@ def test_presets() -> None:
 
 def test_shaped_noise_has_its_spectrum_and_its_norm() -> None:
     n = 240
-    shaped = ShapedNoise(noises.hearing(n, 16000), n)
+    shaped = ShapedNoise(noise.hearing(n, 16000), n)
     generator = torch.Generator().manual_seed(0)
     draws = shaped(torch.randn(4000, n, generator=generator))
     assert float(draws.square().mean()) == pytest.approx(1.0, rel=0.02)
@@ -322,7 +322,7 @@ def test_shaped_noise_has_its_spectrum_and_its_norm() -> None:
 def test_shaped_linear_classifier() -> None:
     """In the norm of the noise the distance of z to the plane w . z = 0 is w . z / ||Sigma^(1/2) w||."""
     n = 101
-    shaped = ShapedNoise(noises.speech(torch.randn(50, n, generator=torch.Generator().manual_seed(1))), n)
+    shaped = ShapedNoise(noise.speech(torch.randn(50, n, generator=torch.Generator().manual_seed(1))), n)
     weight = torch.nn.functional.normalize(torch.sin(torch.arange(n) * 0.3), dim=0)
     z = 0.4 * weight
     distance = float(z @ weight / shaped(weight).norm())
@@ -333,7 +333,7 @@ def test_shaped_linear_classifier() -> None:
 
 def test_band_budgets_are_bounds() -> None:
     n, rate = 16000, 16000
-    shaped = ShapedNoise(noises.hearing(n, rate), n)
+    shaped = ShapedNoise(noise.hearing(n, rate), n)
     t = torch.arange(n) / rate
     for hertz, band in ((1000, "1000 Hz"), (4000, "4000 Hz")):
         tone = torch.sin(2 * math.pi * hertz * t)
@@ -540,7 +540,7 @@ def test_script_catches_a_wrong_certificate(
 def test_script_attacks_the_smoothed_model_and_the_defenses(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("src.empirical.BASELINES", ("quantize", "pagn"))
+    monkeypatch.setattr("src.evaluation.smoothed_attacks.BASELINES", ("quantize", "pagn"))
     short = ["DATA.n_test=2", "CERTIFY.sigma=0.01", "CERTIFY.radii=0.5", "CERTIFY.attack_clips=1"]
     assert run(monkeypatch, *short) == 0
     said = capsys.readouterr().out

@@ -21,7 +21,7 @@ from src.stages.mfcc import Dct
 from src.stages.normalize import ClipNormalize, DatasetNormalize, Scale
 from src.stages.pad import Pad
 from src.stages.pre_emphasis import PreEmphasis
-from src.victim import Chain, Stage, Victim
+from src.victims.victim import Chain, Stage, Victim
 
 SR = 16000
 TRANSFORMS = [(512, 480, 160, "hann", True), (512, 400, 160, "rectangular", False), (256, 256, 100, "hamming", True)]

@@ -16,9 +16,10 @@ from benchmarks import minimum_norm as bench_minimum_norm
 from benchmarks import scale as bench_scale
 from benchmarks import strength as bench_strength
 from benchmarks.run import processor
-from src import checkpoint, config
+from src import config
 from src.datasets.store import Clips
-from src.victim import Victim
+from src.victims import checkpoint
+from src.victims.victim import Victim
 from tests.conftest import ROOT
 from tests.test_scripts import call
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from src.streams import Streams
+from src.random_streams import Streams
 from src.threat import NORMS, Budget, ThreatModel, norm_of
 
 seeds = st.integers(0, 10**6)

@@ -13,7 +13,6 @@ import soundfile
 import torch
 from torch import Tensor
 
-from src import checkpoint
 from src.datasets.noise import load_noise
 from src.datasets.store import Clips
 from src.registry import MODELS
@@ -23,7 +22,8 @@ from src.training.methods.standard import standard
 from src.training.methods.subject import Subject
 from src.training.run import Run, faster_in_channels_last
 from src.training.settings import model_name
-from src.victim import Victim
+from src.victims import checkpoint
+from src.victims.victim import Victim
 
 FAST = Training(epochs=3, batch_size=16, learning_rate=0.01, optimizer="adamw")
 EVERYTHING = dataclasses.replace(

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from src import checkpoint
 from src.datasets.store import Clips
 from src.registry import METHODS
 from src.threat import ThreatModel
 from src.training import Training, fit
 from src.training.methods.adversarial import craft
 from src.training.methods.subject import Subject
+from src.victims import checkpoint
 
 METHOD_NAMES = [name for name in METHODS.names() if name != "gradient_penalty"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src import checkpoint
-from src.victim import Victim
+from src.victims import checkpoint
+from src.victims.victim import Victim
 
 CASES = [
     ("cnn", "linear_mel", {"divisor": 1.0}),

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from src.random_streams import Streams
 from src.registry import ATTACKS, choose
-from src.streams import Streams
 from src.threat import ThreatModel, column
 
 Model = Callable[[Tensor], Tensor]

@@ -15,8 +15,8 @@ from src.datasets.source import Corpus, Recording, pick
 from src.datasets.splits import by_class, hash_split
 from src.datasets.store import SPLITS
 from src.datasets.tree import Archive, Folder, open_tree
+from src.random_streams import derive_seed
 from src.registry import DATASETS
-from src.streams import derive_seed
 
 URL = "http://download.tensorflow.org/data/speech_commands_v{version}.tar.gz"
 SHA256 = {

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from src.datasets.store import SPLITS
-from src.streams import derive_seed
+from src.random_streams import derive_seed
 
 MAX_PER_CLASS = 2**27 - 1
 

@@ -19,8 +19,8 @@ from scipy.signal import fftconvolve
 
 from src.datasets.source import Audio, Corpus, Recording, Sound, digest
 from src.datasets.store import SPLITS
+from src.random_streams import derive_seed
 from src.registry import DATASETS, Count
-from src.streams import derive_seed
 
 VERSION = 1
 """Part of the stamp: raise it when the same settings give other sounds."""

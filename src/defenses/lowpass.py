@@ -7,7 +7,7 @@ from scipy import signal
 from torch import Tensor
 
 from src.registry import DEFENSES, Positive
-from src.victim import Stage
+from src.victims.victim import Stage
 
 
 @DEFENSES.register("lowpass")

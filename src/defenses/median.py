@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.registry import DEFENSES, Count
-from src.victim import Stage
+from src.victims.victim import Stage
 
 
 @DEFENSES.register("median")

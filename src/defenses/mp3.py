@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from src.registry import DEFENSES, Count
-from src.victim import Stage
+from src.victims.victim import Stage
 
 
 @DEFENSES.register("mp3")

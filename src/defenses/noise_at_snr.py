@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from src.random_streams import Streams
 from src.registry import DEFENSES
-from src.streams import Streams
-from src.victim import Stage
+from src.victims.victim import Stage
 
 
 @DEFENSES.register("noise_at_snr")

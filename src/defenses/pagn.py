@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from src.random_streams import Streams
 from src.registry import DEFENSES, NonNegative
-from src.streams import Streams
-from src.victim import Stage
+from src.victims.victim import Stage
 
 WINDOW, HOP = 512, 128
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from src.registry import DEFENSES, Count
-from src.victim import Stage
+from src.victims.victim import Stage
 
 
 @DEFENSES.register("quantize")

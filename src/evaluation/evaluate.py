@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from src import perception
-from src.adaptive import adaptive, once
 from src.attacks.core import Model, narrow
 from src.datasets.store import FULL_SCALE, Clips, to_int16
 from src.evaluation.masks import sample_mask
 from src.evaluation.settings import Attack
+from src.random_streams import Streams
 from src.registry import ATTACKS
-from src.streams import Streams
 from src.threat import Budget, ThreatModel, norm_of
-from src.victim import WAVEFORM, Chain, Victim
+from src.victims.adaptive import adaptive, once
+from src.victims.victim import WAVEFORM, Chain, Victim
 
 KEY = ("model", "checkpoint", "attack", "eps", "id")
 """What identifies a row."""

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from src.inversion.nnls import magnitudes
 from src.inversion.spectrum import invert
+from src.random_streams import Streams
 from src.registry import INVERSIONS, Count
-from src.streams import Streams
-from src.victim import Chain
+from src.victims.victim import Chain
 
 
 @INVERSIONS.register("clean_phase")

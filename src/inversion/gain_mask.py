@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from src.inversion.spectrum import invert
+from src.random_streams import Streams
 from src.registry import INVERSIONS
-from src.streams import Streams
-from src.victim import Chain
+from src.victims.victim import Chain
 
 
 @INVERSIONS.register("gain_mask")

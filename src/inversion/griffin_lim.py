@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from src.inversion.spectrum import FilterBank, Transform, invert
+from src.random_streams import Streams
 from src.registry import INVERSIONS, Fraction, Natural
-from src.streams import Streams
-from src.victim import Chain
+from src.victims.victim import Chain
 
 
 @INVERSIONS.register("griffin_lim")

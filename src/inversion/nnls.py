@@ -12,9 +12,9 @@ from torch import Tensor
 
 from src.inversion.griffin_lim import retrieve_phase
 from src.inversion.spectrum import FilterBank, invert
+from src.random_streams import Streams
 from src.registry import INVERSIONS, Count, Fraction, Natural
-from src.streams import Streams
-from src.victim import Chain
+from src.victims.victim import Chain
 
 
 @INVERSIONS.register("nnls")

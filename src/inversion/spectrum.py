@@ -9,8 +9,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from src.streams import Streams
-from src.victim import Chain
+from src.random_streams import Streams
+from src.victims.victim import Chain
 
 
 @runtime_checkable

@@ -15,8 +15,8 @@ import torch
 from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
+from src.random_streams import BLOCK, Streams
 from src.smoothing.bounds import BettingTest, lower_bound, round_down
-from src.streams import BLOCK, Streams
 
 ABSTAIN = -1
 

@@ -127,7 +127,7 @@ def side_by_side(rows: Sequence[Mapping[str, Any]], radii: Sequence[float]) -> l
     """What is certified and what attacks leave, on the same clips; a line each per classifier and sigma.
 
     Args:
-        rows: of attacks (src.empirical.FIELDS).
+        rows: of attacks (src.evaluation.smoothed_attacks.FIELDS).
     """
     radii = [0.0, *(r for r in radii if r > 0)]
     lines = []
@@ -148,7 +148,7 @@ def verdict(rows: Sequence[Mapping[str, Any]], alpha: float) -> tuple[str, bool]
     """What the attacks say about the certificates, in one line, and whether they contradict any.
 
     Args:
-        rows: of attacks (src.empirical.FIELDS).
+        rows: of attacks (src.evaluation.smoothed_attacks.FIELDS).
     """
     tested = [row for row in rows if row["contradicts"] != "none" and float(row["radius"]) > 0]
     if not tested:

@@ -11,7 +11,7 @@ from src.stages.mfcc import Dct
 from src.stages.normalize import ClipNormalize, DatasetNormalize, Scale
 from src.stages.pad import Pad
 from src.stages.pre_emphasis import PreEmphasis
-from src.victim import Stage
+from src.victims.victim import Stage
 
 
 def _normalize(kind: str, n_bands: int) -> list[Stage]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from src.victim import Stage
+from src.victims.victim import Stage
 
 
 class Level(Stage):

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from src.victim import Stage
+from src.victims.victim import Stage
 
 
 class Log(Stage):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.stages.mel import Mel
-from src.victim import Stage
+from src.victims.victim import Stage
 
 WINDOWS: dict[str, Callable[..., Tensor]] = {
     "hann": torch.hann_window,

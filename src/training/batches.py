@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from src import augment
 from src.datasets.store import Clips
-from src.streams import derive_seed
+from src.random_streams import derive_seed
+from src.training import augment
 from src.training.settings import Training
-from src.victim import Chain, Stage
+from src.victims.victim import Chain, Stage
 
 CACHE_BYTES = 2**30
 """Representations of a split are kept in memory up to this size."""

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from src import checkpoint
 from src.datasets.store import Clips
-from src.streams import derive_seed
+from src.random_streams import derive_seed
 from src.training.batches import fit_stages
 from src.training.memory import differences, digest, facts_of, resume
 from src.training.run import Run
 from src.training.settings import Training
-from src.victim import Victim
+from src.victims import checkpoint
+from src.victims.victim import Victim
 
 
 def fit(

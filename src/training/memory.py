@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from src import checkpoint
 from src.datasets.store import Clips
+from src.victims import checkpoint
 
 
 def digest(clips: Clips) -> str:

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from src.datasets.store import Clips
+from src.random_streams import Streams
 from src.registry import ATTACKS, METHODS, keys_of
-from src.streams import Streams
 from src.threat import ThreatModel
 from src.training.batches import Augmentation, Source, batches, changes_waveform
 from src.training.methods.subject import Subject
 from src.training.settings import Training
-from src.victim import WAVEFORM, Victim
+from src.victims.victim import WAVEFORM, Victim
 
 
 def make_optimizer(victim: Victim, training: Training) -> torch.optim.Optimizer:

@@ -1,0 +1,1 @@
+"""Attacks made for sound: bands, rooms, masking, gains, levels."""

@@ -1,0 +1,44 @@
+"""PGD with the same signal-to-noise ratio for every clip instead of the same size: a loud clip hides more than a
+quiet one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from torch import Tensor
+
+from src.attacks.core import Model, attack
+from src.attacks.gradients.pgd import pgd
+from src.random_streams import Streams
+from src.registry import Count
+from src.threat import Budget, ThreatModel
+
+
+@attack("snr_pgd", kind="budget", norms=("l2", "linf"))
+def snr_pgd(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    generator: Streams,
+    targeted: bool,
+    snr_db: float = 30.0,
+    steps: Count = 40,
+    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+    early_exit: bool = True,
+) -> Tensor:
+    """PGD whose eps comes from each clip's power; a smaller eps of the threat model still holds.
+
+    Args:
+        snr_db: least signal-to-noise ratio, dB.
+        steps: gradient steps.
+        loss: what the steps climb.
+        early_exit: an example stops at its first success; otherwise its loss is raised to the end.
+    """
+    eps = Budget(snr_db, is_snr=True).eps(x, threat.norm, threat.mask).minimum(threat.budgets(x))
+    return pgd(
+        model, x, y, replace(threat, eps=eps), generator=generator, targeted=targeted, steps=steps, loss=loss,
+        early_exit=early_exit,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Random perturbations of an attack's size, which an attack has to beat."""

@@ -1,0 +1,43 @@
+"""Random perturbations of the same size as an attack's: what they do not break, the attack breaks by its direction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.attacks.core import Model, attack, finite_budgets
+from src.random_streams import Streams
+from src.threat import ThreatModel, column, norm_of
+
+NORMS = ("linf", "l2", "l1")
+
+
+def scaled(noise: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    """x plus the noise, scaled to the whole budget, within bounds and mask. [batch, ...]."""
+    noise = threat.masked(noise)
+    size = column(norm_of(noise, threat.norm), x).clamp_min(torch.finfo(x.dtype).tiny)
+    return threat.project(x + noise / size * column(finite_budgets(threat, x), x), x)
+
+
+@attack("random_signs", kind="budget", norms=NORMS, targetable=True)
+def random_signs(
+    model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Streams, targeted: bool
+) -> Tensor:
+    """Control: every entry moves by the same amount, with a random sign."""
+    return scaled(generator.signs(x), x, threat)
+
+
+@attack("random_uniform", kind="budget", norms=NORMS, targetable=True)
+def random_uniform(
+    model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Streams, targeted: bool
+) -> Tensor:
+    """Control: uniform noise with the whole budget as its norm."""
+    return scaled(2 * generator.uniform(x) - 1, x, threat)
+
+
+@attack("random_gaussian", kind="budget", norms=NORMS, targetable=True)
+def random_gaussian(
+    model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Streams, targeted: bool
+) -> Tensor:
+    """Control: Gaussian noise with the whole budget as its norm."""
+    return scaled(generator.normal(x), x, threat)

@@ -1,0 +1,44 @@
+"""The sharpest random control: an attack's own perturbation with its moments in random order. It keeps the size of
+every entry, hence every norm, and loses only how the perturbation fits the clip."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.attacks.core import Model, attack
+from src.random_streams import Streams
+from src.registry import ATTACKS
+from src.threat import ThreatModel
+
+
+@attack("time_shuffled", kind="budget", norms=("linf", "l2", "l1"))
+def time_shuffled(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    generator: Streams,
+    targeted: bool,
+    attack: ATTACKS.Name = "pgd",  # type: ignore[name-defined]
+) -> Tensor:
+    """Control: another attack's perturbation, shuffled in time.
+
+    Args:
+        attack: the attack whose perturbation is shuffled; it runs with its default keys.
+    """
+    if attack == "time_shuffled":
+        raise ValueError("time_shuffled shuffles another attack's perturbation; name one")
+    delta = ATTACKS[attack](model, x, y, threat, generator=generator, targeted=targeted) - x
+    return threat.project(x + shuffled(delta, threat, generator), x)
+
+
+def shuffled(delta: Tensor, threat: ThreatModel, generator: Streams) -> Tensor:
+    """delta [batch, ..., time] with the moments that the mask allows in random order."""
+    allowed = torch.ones_like(delta, dtype=torch.bool) if threat.mask is None else threat.mask.expand_as(delta)
+    open_ = allowed.flatten(1, -2).any(1) if delta.dim() > 2 else allowed
+    places = (~open_).to(torch.int8).argsort(dim=1, stable=True)
+    source = (generator.uniform(delta.new_empty(open_.shape)) + 2 * ~open_).argsort(dim=1, stable=True)
+    order = torch.empty_like(places).scatter(1, places, source)
+    return delta.gather(-1, order.reshape(len(delta), *[1] * (delta.dim() - 2), -1).expand_as(delta))

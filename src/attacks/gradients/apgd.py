@@ -1,0 +1,242 @@
+"""Auto-PGD (Croce and Hein 2020): momentum, and a step that halves by example at fixed checkpoints when the loss
+oscillates or stalls, going on from the best point. In l1 the sparse variant of Croce and Hein (2021), whose share of
+changed entries adapts, run in balls of three, two and one times eps; its steps keep the sizes of the gradient's entries
+where the paper takes signs, as equal steps never let one entry win. The first step is 2 eps: with much fewer steps
+than 100 it is weaker than plain PGD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from src.attacks.active_batch import Task
+from src.attacks.core import Best, Model, attack, every, finite_budgets, gradient
+from src.losses import LOSSES, fooled
+from src.random_streams import Streams
+from src.registry import Count
+from src.threat import ThreatModel, column, norm_of
+
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits, y, aim) -> what is climbed, [batch]."""
+MOMENTUM = 0.75
+FALLING = 0.75
+"""Halve the step when fewer than this share of the steps since the last checkpoint raised the loss."""
+
+
+@attack("apgd", kind="budget", norms=("linf", "l2", "l1"))
+def apgd(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    generator: Streams,
+    targeted: bool,
+    steps: Count = 100,
+    restarts: Count = 1,
+    random_start: bool = True,
+    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+    early_exit: bool = True,
+) -> Tensor:
+    """PGD that tunes its own step size; the best point of all steps and restarts is returned.
+
+    Args:
+        steps: gradient steps per restart; the schedule is made for 100.
+        restarts: independent runs from random starts; each example keeps its best.
+        random_start: begin at a random point of the ball.
+        loss: what the steps climb.
+        early_exit: an example stops at its first success; otherwise its loss is raised to the end.
+    """
+    if restarts > 1 and not random_start:
+        raise ValueError("restarts need random_start, or they all do the same")
+    threat = replace(threat, eps=finite_budgets(threat, x))
+    best = Best(x)
+    for _ in range(restarts):
+        climb(
+            Task(model, x, y, threat, generator, targeted, best), y, random_start=random_start, steps=steps,
+            early_exit=early_exit, objective=lambda logits, y, _: LOSSES[loss](logits, y, targeted),
+        )  # fmt: skip
+    return best.x
+
+
+@attack("apgd_targeted", kind="budget", norms=("linf", "l2", "l1"), targetable=False)
+def apgd_targeted(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    generator: Streams,
+    targeted: bool,
+    steps: Count = 100,
+    targets: Count = 9,
+    random_start: bool = True,
+    early_exit: bool = True,
+) -> Tensor:
+    """APGD towards each of the most likely other classes in turn, with the targeted DLR loss; any wrong label counts.
+
+    With fewer than 4 classes the loss is the difference of the two logits.
+
+    Args:
+        steps: gradient steps per target.
+        targets: other classes tried, the most likely first; all there are, where there are fewer.
+        random_start: begin at a random point of the ball.
+        early_exit: an example stops at its first success; otherwise its loss is raised to the end.
+    """
+    threat = replace(threat, eps=finite_budgets(threat, x))
+    order = model(x).scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
+    best = Best(x)
+    for rank in range(min(targets, order.shape[1] - 1)):
+        # Values of different targets do not compare, so every run ranks its failures anew.
+        best.value.fill_(-torch.inf)
+        climb(
+            Task(model, x, y, threat, generator, False, best), order[:, rank], random_start=random_start, steps=steps,
+            early_exit=early_exit, objective=_towards,
+        )  # fmt: skip
+    return best.x
+
+
+def _towards(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
+    """Targeted DLR: logit of the aim minus the label's, over the largest minus the mean of third and fourth."""
+    gap = (logits.gather(1, aim[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+    if logits.shape[1] < 4:
+        return gap
+    top = logits.topk(4, dim=1).values
+    return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+def climb(task: Task, aim: Tensor, *, random_start: bool, steps: int, early_exit: bool, objective: Objective) -> None:
+    """One run; with `early_exit` only of the examples without a success. What it finds goes into the task's best."""
+    if early_exit:
+        (aim,) = task.keep(~task.best.success, aim)
+        if not len(task):
+            return
+    x, threat, x_adv = task.x, task.threat, task.x
+    balls = [(steps, 1.0)]
+    if threat.norm == "l1" and steps >= 10:
+        long = int(0.3 * steps)
+        balls = [(long, 3.0), (long, 2.0), (steps - 2 * long, 1.0)]
+    for number, (length, scale) in enumerate(balls):
+        ball = replace(threat, eps=threat.budgets(x) * scale)
+        if number == 0 and random_start:
+            x_adv = ball.random_start(x, task.generator)
+        outside = scale > 1  # too far away to count: only a start for the next ball
+        best = Best(x) if outside else task.best
+        run = _Run(Task(task.model, x, task.y, ball, task.generator, task.targeted, best), objective, length)
+        x_adv = run.climb(aim, ball.project(x_adv, x), early_exit and not outside)
+    task.finish()
+
+
+@dataclass
+class _State:
+    """What belongs to the examples still in the batch, [batch] or [batch, ...]."""
+
+    aim: Tensor
+    x_adv: Tensor
+    previous: Tensor
+    """The point before x_adv."""
+    grad: Tensor
+    value: Tensor
+    """Loss at x_adv."""
+    top: Tensor
+    """Highest loss so far; then the point and the gradient there."""
+    top_x: Tensor
+    top_grad: Tensor
+    step: Tensor
+    rises: Tensor
+    """Steps since the last checkpoint that raised the loss."""
+    checked: Tensor
+    """Highest loss at the last checkpoint; then whether the step was halved there."""
+    halved: Tensor
+    density: Tensor
+    """l1: share of the entries that a step changes; then the entries changed at the last checkpoint."""
+    entries: Tensor
+
+    def select(self, index: Tensor) -> _State:
+        return _State(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+
+class _Run:
+    """One run inside one ball."""
+
+    def __init__(self, task: Task, objective: Objective, steps: int):
+        self.task, self.objective, self.steps = task, objective, steps
+        self.sparse = task.threat.norm == "l1"
+
+    def climb(self, aim: Tensor, x_adv: Tensor, early_exit: bool) -> Tensor:
+        """Update the best and return the points of highest loss (of all examples only without early exit)."""
+        task, x = self.task, self.task.x
+        grad, value = self._look(x_adv, aim, early_exit)
+        eps, none = task.threat.budgets(x), torch.zeros_like(value)
+        s = _State(
+            aim=aim, x_adv=x_adv, previous=x_adv, grad=grad, value=value, top=value, top_x=x_adv,
+            top_grad=grad, step=eps if self.sparse else 2 * eps, rises=none, checked=value, halved=none + 1,
+            density=none + 0.2, entries=none + x[0].numel(),
+        )  # fmt: skip
+        window = max(int((0.04 if self.sparse else 0.22) * self.steps), 1)
+        since = 0
+        for iteration in range(self.steps):
+            if early_exit and iteration % every(x) == 0:
+                (s,) = task.keep(~task.best.success, s)
+                if not len(task):
+                    break
+            moved = self._sparse_step(s) if self.sparse else self._step(s, 1.0 if iteration == 0 else MOMENTUM)
+            s.previous, s.x_adv = s.x_adv, moved
+            s.grad, value = self._look(moved, s.aim, early_exit)
+            s.rises = s.rises + (value > s.value)
+            higher = value > s.top
+            s.value, s.top = value, torch.where(higher, value, s.top)
+            s.top_x = torch.where(column(higher, x), moved, s.top_x)
+            s.top_grad = torch.where(column(higher, x), s.grad, s.top_grad)
+            since += 1
+            if since == window:
+                back = self._adapt_sparse(s) if self.sparse else self._adapt(s, window)
+                s.x_adv = torch.where(column(back, x), s.top_x, s.x_adv)
+                s.grad = torch.where(column(back, x), s.top_grad, s.grad)
+                if not self.sparse:
+                    window = max(window - max(int(0.03 * self.steps), 1), max(int(0.06 * self.steps), 1))
+                since = 0
+        task.finish()
+        return s.top_x
+
+    def _look(self, x_adv: Tensor, aim: Tensor, first: bool) -> tuple[Tensor, Tensor]:
+        """(gradient, value) of the objective at x_adv, which enters the best."""
+        task = self.task
+        grad, value, logits = gradient(task.model, x_adv, lambda logits: self.objective(logits, task.y, aim))
+        task.best.update(x_adv, value, fooled(logits, task.y, task.targeted), first)
+        return grad, value
+
+    def _step(self, s: _State, share: float) -> Tensor:
+        x, threat = self.task.x, self.task.threat
+        ahead = threat.project(s.x_adv + column(s.step, x) * threat.ascent(s.grad), x)
+        return threat.project(s.x_adv + share * (ahead - s.x_adv) + (1 - share) * (s.x_adv - s.previous), x)
+
+    def _adapt(self, s: _State, window: int) -> Tensor:
+        """Halve the steps that oscillate or stall; returns where, [batch] bool."""
+        stalls = (s.halved == 0) & (s.checked >= s.top)
+        halve = (s.rises <= FALLING * window) | stalls
+        s.step = torch.where(halve, s.step / 2, s.step)
+        s.halved, s.checked, s.rises = halve.to(s.value.dtype), s.top, torch.zeros_like(s.rises)
+        return halve
+
+    def _sparse_step(self, s: _State) -> Tensor:
+        x, threat = self.task.x, self.task.threat
+        flat = threat.masked(s.grad).abs().flatten(1)
+        count = (s.density * flat.shape[1]).long().clamp(1, flat.shape[1])
+        threshold = flat.sort(1, descending=True).values.gather(1, count[:, None] - 1)
+        direction = threat.masked(s.grad) * (flat >= threshold).view_as(s.grad)
+        direction = direction / column(norm_of(direction, "l1"), x).clamp_min(1e-30)
+        return threat.project(s.x_adv + column(s.step, x) * direction, x)
+
+    def _adapt_sparse(self, s: _State) -> Tensor:
+        """Fewer entries were needed: restart with the full step; otherwise shrink it. Returns where it restarts."""
+        x = self.task.x
+        eps, entries = self.task.threat.budgets(x), norm_of(s.top_x - x, "l0")
+        fewer = entries < 0.95 * s.entries
+        s.density, s.entries = entries / x[0].numel() / 1.5, entries
+        s.step = torch.where(fewer, eps, (s.step / 1.5).maximum(eps / 10))
+        return fewer

@@ -1,0 +1,83 @@
+"""AutoAttack (Croce and Hein 2020): APGD with cross-entropy, targeted APGD, a minimum-norm attack (FMN, Pintor et al.
+2021, in place of FAB) and Square, each only on the examples that survived those before."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.attacks.active_batch import Task
+from src.attacks.core import Model, attack, gradient
+from src.losses import cross_entropy, fooled
+from src.random_streams import Streams
+from src.registry import ATTACKS, Count
+from src.threat import ThreatModel, norm_of
+
+
+@attack("autoattack", kind="budget", norms=("linf", "l2", "l1"))
+def autoattack(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    generator: Streams,
+    targeted: bool,
+    steps: Count = 100,
+    targets: Count = 9,
+    queries: Count = 5000,
+) -> Tensor:
+    """The standard ensemble without parameters to tune; the worst case per example.
+
+    A member that cannot work in the norm is left out (Square in l1); with a target the second member is APGD with the
+    margin. Targeted DLR needs 4 classes; with fewer the second member climbs the difference of the two logits.
+
+    Args:
+        steps: gradient steps of each white-box run.
+        targets: classes the second member aims at.
+        queries: of Square, per example.
+    """
+    for sign, share in flags(model, x, y, targeted).items():
+        if share:
+            warnings.warn(f"autoattack: {MEANING[sign]} on {share:.0%} of the examples", stacklevel=2)
+    second: tuple[str, dict[str, Any]] = ("apgd_targeted", {"steps": steps, "targets": targets})
+    if targeted:
+        second = ("apgd", {"steps": steps, "loss": "margin"})
+    members = [("apgd", {"steps": steps}), second, ("fmn", {"steps": steps}), ("square", {"queries": queries})]
+    out, task = x.clone(), Task(model, x, y, threat, generator, targeted)
+    task.keep(~fooled(model(x), y, targeted))
+    for name, keys in members:
+        member = ATTACKS[name]
+        if threat.norm not in member.norms or not len(task):  # type: ignore[attr-defined]
+            continue
+        x_adv = member(task.model, task.x, task.y, task.threat, generator=task.generator, targeted=targeted, **keys)
+        # A survivor keeps a point of the ball: the last member's.
+        out[task.index] = x_adv
+        task.keep(~fooled(task.model(x_adv), task.y, targeted))
+    return out
+
+
+MEANING = {
+    "randomized": "the model gives other logits in every forward pass; attack it through adaptive()",
+    "zero_gradient": "the gradient is zero; the model masks it, attack it through adaptive()",
+}
+
+
+def flags(model: Model, x: Tensor, y: Tensor, targeted: bool = False) -> dict[str, float]:
+    """AutoAttack's signs of a model that it cannot judge, each as a share of the examples.
+
+    Returns:
+        randomized: logits differ between 5 forward passes.
+        zero_gradient: the gradient of the cross-entropy is zero in every entry.
+    """
+    with torch.no_grad():
+        logits = torch.stack([model(x) for _ in range(5)])
+        differs = (logits != logits[0]).flatten(2).any(2).any(0)
+        grad, _, _ = gradient(model, x, lambda logits: cross_entropy(logits, y, targeted))
+    return {
+        "randomized": float(differs.float().mean()),
+        "zero_gradient": float((norm_of(grad, "linf") == 0).float().mean()),
+    }

@@ -1,0 +1,36 @@
+"""Fast gradient sign method (Goodfellow et al. 2015) and, with a random start, its fast variant (Wong et al. 2020);
+in l2 and l1 the same single step along the steepest direction of that norm."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from src.attacks.core import Model, attack, finite_budgets, gradient
+from src.losses import LOSSES
+from src.random_streams import Streams
+from src.threat import ThreatModel, column
+
+
+@attack("fgsm", kind="budget", norms=("linf", "l2", "l1"))
+def fgsm(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    generator: Streams,
+    targeted: bool,
+    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+    random_start: bool = False,
+) -> Tensor:
+    """One step of size eps along the gradient.
+
+    Args:
+        loss: what the step climbs.
+        random_start: begin at a random point of the ball.
+    """
+    start = threat.random_start(x, generator) if random_start else x
+    grad, _, _ = gradient(model, start, lambda logits: LOSSES[loss](logits, y, targeted))
+    return threat.project(start + column(finite_budgets(threat, x), x) * threat.ascent(grad), x)

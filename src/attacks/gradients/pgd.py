@@ -1,0 +1,90 @@
+"""Projected gradient descent (Madry et al. 2018) in linf, l2 and l1, with restarts and momentum (Dong et al. 2018).
+In l1 a step spreads over the largest entries of the gradient, as in SLIDE (Tramer and Boneh 2019)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from src.attacks.active_batch import Task
+from src.attacks.core import Best, Model, attack, every, finite_budgets
+from src.losses import LOSSES, fooled
+from src.random_streams import Streams
+from src.registry import Count, Fraction, Positive
+from src.threat import ThreatModel, column, norm_of
+
+
+@attack("pgd", kind="budget", norms=("linf", "l2", "l1"))
+def pgd(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    generator: Streams,
+    targeted: bool,
+    steps: Count = 40,
+    step: Positive = 2.5,
+    restarts: Count = 1,
+    random_start: bool = True,
+    momentum: Fraction = 0.0,
+    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+    early_exit: bool = True,
+    sparsity: Fraction = 0.01,
+) -> Tensor:
+    """Repeated steps up the loss, each projected back; the best iterate of all steps and restarts is returned.
+
+    Args:
+        steps: gradient steps per restart.
+        step: step size in units of eps / steps.
+        restarts: independent runs from random starts; each example keeps its best.
+        random_start: begin at a random point of the ball.
+        momentum: share of the previous direction that is kept.
+        loss: what the steps climb.
+        early_exit: an example stops at its first success; otherwise its loss is raised to the end.
+        sparsity: share of the entries that one l1 step changes.
+    """
+    if restarts > 1 and not random_start:
+        raise ValueError("restarts need random_start, or they all do the same")
+    eps, best = finite_budgets(threat, x), Best(x)
+    for _ in range(restarts):
+        task, pace = Task(model, x, y, threat, generator, targeted, best), column(eps * (step / steps), x)
+        if early_exit:
+            (pace,) = task.keep(~best.success, pace)
+            if not len(task):
+                break
+        x_adv = task.threat.random_start(task.x, task.generator) if random_start else task.x.clone()
+        box = task.threat.box(task.x) if threat.norm == "linf" else None
+        velocity = torch.zeros_like(x_adv) if momentum else None
+        for iteration in range(steps):
+            grad = task.look(x_adv, loss, first=early_exit)
+            if early_exit and iteration % every(x) == 0:
+                x_adv, grad, pace, box, velocity = task.keep(~task.best.success, x_adv, grad, pace, box, velocity)
+                if not len(task):
+                    break
+            if velocity is not None:
+                size = column(norm_of(grad, "l1"), grad).clamp_min_(1e-30)
+                grad = velocity.mul_(momentum).add_(grad.div_(size)).clone()
+            if box:
+                x_adv.addcmul_(grad.sign_(), pace).clamp_(*box)
+            else:
+                ball = task.threat
+                direction = ball.ascent(grad) if ball.norm == "l2" else _sparse(ball.masked(grad), sparsity)
+                x_adv = ball.project(x_adv.addcmul_(direction, pace), task.x)
+        if len(task):
+            logits = task.model(x_adv)
+            value, success = LOSSES[loss](logits, task.y, targeted), fooled(logits, task.y, targeted)
+            task.best.update(x_adv, value, success, early_exit)
+        task.finish()
+    return best.x
+
+
+def _sparse(grad: Tensor, sparsity: float) -> Tensor:
+    """The largest entries of the gradient, scaled to unit l1 norm. Their sizes stay, so that under repeated projection
+    the best entries win."""
+    flat = grad.flatten(1)
+    chosen = flat.abs().topk(max(1, round(sparsity * flat.shape[1])), dim=1).indices
+    direction = torch.zeros_like(flat).scatter(1, chosen, flat.gather(1, chosen)).view_as(grad)
+    return direction / column(norm_of(direction, "l1"), grad).clamp_min(1e-30)

@@ -1,0 +1,97 @@
+"""HopSkipJump (Chen, Jordan and Wainwright 2020): decisions alone. From a point on the boundary, guess the boundary's
+normal from random probes, step along it and come back to the boundary by bisection. Starts from noise that is
+misclassified; an example without such noise is returned unchanged, as a failure."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from src.attacks.active_batch import Task
+from src.attacks.core import Model, attack
+from src.attacks.labels.oracle import Oracle, bisect, start, within
+from src.random_streams import Streams
+from src.registry import Count, Positive
+from src.threat import ThreatModel, column, norm_of
+
+HALVINGS = 10
+"""Step sizes tried per step, each half of the one before."""
+
+
+@attack("hopskipjump", kind="minimum_norm", norms=("l2", "linf"))
+def hopskipjump(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    generator: Streams,
+    targeted: bool,
+    queries: Count = 2000,
+    probes: Count = 50,
+    probe: Positive = 0.01,
+    start_tries: Count = 16,
+) -> Tensor:
+    """Along the boundary towards the clean input, by decisions alone.
+
+    Args:
+        queries: most queries per example.
+        probes: random probes of the first step; they grow with the root of the number of steps.
+        probe: length of a probe, in distances from the clean input.
+        start_tries: rounds of growing noise to find a start.
+    """
+    oracle = Oracle(Task(model, x, y, threat, generator, targeted), queries)
+    point, found = start(oracle, start_tries)
+    entries = x[0].numel()
+    # A probe moves by about its length / sqrt(entries) across the boundary, so the point must be nearer to it.
+    halvings = min(20, math.ceil(math.log2(math.sqrt(entries) / probe)) + 1)
+    point = bisect(oracle, point, found, halvings)
+    result = point.clone()
+    steps = 0
+    while True:
+        steps += 1
+        count = round(probes * math.sqrt(steps))
+        distance = norm_of(point - oracle.task.x, threat.norm)
+        result[oracle.task.index] = point
+        # Those that can afford no more, or need none, leave.
+        affords = oracle.used + count + HALVINGS + halvings <= queries
+        point, distance = oracle.keep(affords & (distance > 0), point, distance)
+        task = oracle.task
+        if not len(task):
+            return within(threat, result, x)
+        everyone = torch.ones_like(distance, dtype=torch.bool)
+        direction = task.threat.ascent(_normal(oracle, point, probe * norm_of(point - task.x, "l2"), count))
+        size, step = distance / math.sqrt(steps), torch.zeros_like(everyone)
+        moved = point
+        for _ in range(HALVINGS):
+            waiting = everyone & ~step
+            if not bool(waiting.any()):
+                break
+            candidate = task.threat.clip(point + direction * column(size, x), task.x)
+            hit = oracle.ask(candidate, waiting)
+            moved = torch.where(column(hit, x), candidate, moved)
+            step, size = step | hit, size / 2
+        moved = bisect(oracle, moved, step, halvings)
+        nearer = norm_of(moved - task.x, threat.norm) < distance
+        # The walk goes on from where it came to; the result keeps the nearest success.
+        point = torch.where(column(nearer, x), moved, point)
+
+
+def _normal(oracle: Oracle, point: Tensor, size: Tensor, count: int) -> Tensor:
+    """The direction that points into the wanted class: the mean of random unit vectors weighted by their decisions,
+    less the mean decision."""
+    task = oracle.task
+    everyone = torch.ones(len(point), dtype=torch.bool, device=point.device)
+    weighted, plain, mean = torch.zeros_like(point), torch.zeros_like(point), point.new_zeros(len(point))
+    for _ in range(count):
+        u = task.threat.masked(task.generator.normal(point))
+        u = u / column(norm_of(u, "l2"), u).clamp_min(1e-30)
+        decision = oracle.ask(task.threat.clip(point + u * column(size, u), task.x), everyone).to(u.dtype) * 2 - 1
+        weighted += u * column(decision, u)
+        plain += u
+        mean += decision / count
+    # Where all probes agree the baseline would remove everything.
+    agree = mean.abs() > 1 - 1e-6
+    return weighted - torch.where(column(agree, plain), 0, column(mean, plain) * plain)

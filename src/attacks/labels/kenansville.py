@@ -1,0 +1,54 @@
+"""Kenansville, the DFT variant (Abdullah et al. 2021): take the weakest components out of a clip until it is
+misheard. Decisions alone; there is no budget, only the smallest removal that succeeds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.attacks.active_batch import Task
+from src.attacks.core import Model, attack
+from src.attacks.labels.oracle import Oracle, within
+from src.random_streams import Streams
+from src.registry import Count
+from src.threat import ThreatModel, column
+
+
+@attack("kenansville", kind="minimum_norm", norms=("l2", "linf"), targetable=False)
+def kenansville(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    generator: Streams,
+    targeted: bool,
+    steps: Count = 15,
+) -> Tensor:
+    """Zero all DFT bins of a waveform below a magnitude that is found by bisection; failures come back unchanged.
+
+    Args:
+        steps: bisections; each takes one query, after one for the clean clip and one for silence.
+    """
+    if x.dim() != 2:
+        raise ValueError(f"kenansville removes parts of a waveform, [batch, time]; this input has {x.dim()} axes")
+    oracle = Oracle(Task(model, x, y, threat, generator, targeted), steps + 2)
+    spectrum = torch.fft.rfft(x)
+    rank = spectrum.abs().argsort(1).argsort(1)
+    everyone = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    done = oracle.ask(x, everyone)
+
+    def without(count: Tensor) -> Tensor:
+        """The clips without their `count` weakest bins."""
+        removed = torch.fft.irfft(torch.where(rank < column(count, rank), spectrum, 0), n=x.shape[1])
+        return threat.clip(x - removed, x)
+
+    # The threshold is a rank among the sorted magnitudes: it resolves every clip alike, whatever its level.
+    low, high = torch.zeros_like(oracle.used), torch.full_like(oracle.used, rank.shape[1])
+    silent = oracle.ask(without(high), ~done)
+    for _ in range(steps):
+        middle = (low + high) // 2
+        hit = oracle.ask(without(middle), silent & (high - low > 1))
+        high = torch.where(hit, middle, high)
+        low = torch.where(hit | (high - low <= 1), low, middle)
+    return within(threat, torch.where(column(silent, x), without(high), x), x)

@@ -1,0 +1,72 @@
+"""Carlini and Wagner's smallest linf perturbation (2017): minimise the mean excess of |delta| over a level tau plus
+c * max(0, -margin), from the last solution on; each success lowers tau below it, each failure raises c. Lengths are in
+units of the linf distance that the first gradient predicts, the margin in units of the clean one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.attacks.core import Model, attack
+from src.attacks.minimum_norm.search import Search, minimize
+from src.random_streams import Streams
+from src.registry import Count, Fraction, Natural, Positive
+from src.threat import ThreatModel, column
+
+
+@attack("cw_linf", kind="minimum_norm", norms=("linf",))
+def cw_linf(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    generator: Streams,
+    targeted: bool,
+    rounds: Count = 20,
+    steps: Count = 10,
+    learning_rate: Positive = 0.1,
+    initial_c: Positive = 2.0,
+    decay: Fraction = 0.9,
+    shrink_steps: Natural = 10,
+) -> Tensor:
+    """Smallest linf perturbation, by a penalty above a level that falls.
+
+    Args:
+        rounds: levels tried.
+        steps: Adam steps per level.
+        learning_rate: of Adam, in units of the level.
+        initial_c: first weight of the misclassification term.
+        decay: the next level is this share of the smallest success.
+        shrink_steps: forward passes of the final bisection.
+    """
+
+    def search(task: Search) -> None:
+        unit, clean = column(task.reach, x), task.value.abs().clamp_min(1e-12)
+        entries = x[0].numel()
+        tau, c = torch.full_like(task.reach, 1.0), torch.full_like(task.reach, initial_c)
+        delta = torch.zeros_like(task.x)
+        for _ in range(rounds):
+            # What sticks out of the level after a success is cut: the penalty would take many steps for it.
+            delta = delta.clamp(-column(tau, x), column(tau, x))
+            found = torch.zeros_like(task.best.success)
+            first, second = torch.zeros_like(delta), torch.zeros_like(delta)
+            for iteration in range(steps):
+                x_adv = task.threat.clip(task.x + delta * unit, task.x)
+                grad, value, success = task.probe(x_adv)
+                found |= success
+                # Both terms have the gradient size of a sum over entries, so c = 1 balances a linear model.
+                pull = entries * c * task.reach / clean * (value <= task.goal)
+                push = delta.sign() * (delta.abs() > column(tau, x))
+                slope = push - column(pull, x) * grad
+                first.mul_(0.9).add_(slope, alpha=0.1)
+                second.mul_(0.999).addcmul_(slope, slope, value=0.001)
+                now = (first / (1 - 0.9 ** (iteration + 1))) / (
+                    (second / (1 - 0.999 ** (iteration + 1))).sqrt() + 1e-12
+                )
+                delta = task.threat.masked(delta - learning_rate * column(tau, x) * now)
+            smallest = (task.size() / task.reach).minimum(tau)
+            tau = torch.where(found, decay * smallest, torch.where(task.best.success, tau, tau * 1.5))
+            c = torch.where(found, c, c * 2)
+
+    return minimize(model, x, y, threat, generator, targeted, search, shrink_steps)

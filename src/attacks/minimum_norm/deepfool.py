@@ -1,0 +1,100 @@
+"""DeepFool (Moosavi-Dezfooli et al. 2016): step to the nearest boundary of the linearised classes until the label
+changes. DeepFool stops at the first crossing, two to three times too far away; as in SuperDeepFool (Abdolahpourrostam
+et al. 2024) the crossing is then pulled back: re-linearise there and move to the nearest point of that plane to x."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.attacks.active_batch import Task
+from src.attacks.core import Model, attack, every
+from src.attacks.minimum_norm.search import DUAL, Search, cosine, minimize
+from src.random_streams import Streams
+from src.registry import Count, Natural, NonNegative
+from src.threat import ThreatModel, column, norm_of
+
+
+@attack("deepfool", kind="minimum_norm", norms=("l2", "linf"))
+def deepfool(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    generator: Streams,
+    targeted: bool,
+    steps: Count = 50,
+    candidates: Count = 9,
+    overshoot: NonNegative = 0.02,
+    refine: Natural = 50,
+    shrink_steps: Natural = 10,
+) -> Tensor:
+    """Smallest l2 or linf perturbation by linearising the classes, then pulled back along the boundary.
+
+    Args:
+        steps: steps to the first crossing; each takes one gradient per candidate.
+        candidates: most likely other classes considered.
+        overshoot: each step goes further by this share, to cross the boundary.
+        refine: gradient steps that pull the crossing back; 0 is the published attack.
+        shrink_steps: forward passes of the final bisection.
+    """
+
+    def search(task: Search) -> None:
+        _cross(task, steps, candidates, overshoot)
+        x_adv = task.best.x
+        for iteration in range(refine):
+            grad, value, _ = task.probe(x_adv)
+            delta, slope = x_adv - task.x, norm_of(grad, DUAL[threat.norm]).clamp_min(1e-30)
+            # Aim past the boundary, or its curvature would keep every point just inside.
+            goal = task.goal + task.value.abs() * cosine(iteration, refine, overshoot, overshoot / 10)
+            missing = goal - value
+            # `nearest` is the point of the plane margin + <grad, z - delta> = goal that is nearest to x; the shortfall
+            # of the margin is made up whole, the slide along the plane in part.
+            nearest = missing + (grad * delta).flatten(1).sum(1)
+            share = cosine(iteration, refine, 0.5, 0.05)
+            length = (share * nearest + (1 - share) * missing) / slope
+            moved = task.x + (1 - share) * delta + column(length, x) * task.threat.ascent(grad)
+            x_adv = torch.where(column(task.best.success, x), task.threat.clip(moved, task.x), x_adv)
+
+    return minimize(model, x, y, threat, generator, targeted, search, shrink_steps)
+
+
+def _cross(search: Search, steps: int, candidates: int, overshoot: float) -> None:
+    """The published attack; an example leaves at its first success."""
+    logits, norm = search.model(search.x), search.threat.norm
+    order = logits.scatter(1, search.y[:, None], -torch.inf).argsort(1, descending=True)
+    others, goal, total = order[:, : min(candidates, logits.shape[1] - 1)], search.goal, torch.zeros_like(search.x)
+    task = Task(search.model, search.x, search.y, search.threat, search.generator, search.targeted, search.best)
+    for iteration in range(steps):
+        x_adv = task.threat.clip(task.x + (1 + overshoot) * total, task.x)
+        leaf = x_adv.requires_grad_(True)
+        with torch.enable_grad():
+            logits = task.model(leaf)
+            own = logits.gather(1, task.y[:, None])
+            # Targeted: the target has to beat every class; otherwise one class has to beat the label.
+            gaps = own - logits.gather(1, others) if task.targeted else logits.gather(1, others) - own
+            if task.targeted:
+                gaps = gaps.amin(1, keepdim=True)
+            last = gaps.shape[1] - 1
+            grads = [
+                task.threat.masked(torch.autograd.grad(gaps[:, i].sum(), leaf, retain_graph=i < last)[0])
+                for i in range(last + 1)
+            ]
+        x_adv, gaps = x_adv.detach(), gaps.detach()
+        value = gaps.amax(1)
+        task.best.update(x_adv, -norm_of(x_adv - task.x, norm), value > goal, first=True)
+        if iteration % every(x_adv) == 0:
+            goal, others, total, gaps, grads = task.keep(~task.best.success, goal, others, total, gaps, grads)
+            if not len(task):
+                return
+        slopes = torch.stack([norm_of(grad, DUAL[norm]) for grad in grads], 1)
+        distance = ((goal[:, None] - gaps).clamp_min(0) / slopes.clamp_min(1e-30)).nan_to_num(nan=torch.inf)
+        nearest = distance.argmin(1)
+        grad = torch.stack(grads)[nearest, torch.arange(len(task), device=total.device)].nan_to_num(0.0, 0.0, 0.0)
+        # A flat model predicts absurd distances; no step is longer than the clip.
+        length = distance.gather(1, nearest[:, None]).squeeze(1)
+        level = norm_of(task.x, norm)
+        length = length.minimum(torch.where(level > 0, level, 1.0))
+        total = total + column(length, total) * task.threat.ascent(grad)
+    task.finish()

@@ -1,0 +1,70 @@
+"""Fast minimum norm (Pintor et al. 2021): steps along the gradient inside a ball whose radius follows the predicted
+distance to the boundary and, once there was a success, shrinks below it and grows after failures. Steps are in
+predicted distances of each clip, where the paper has image constants, and in linf they follow the signs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from src.attacks.core import Model, attack
+from src.attacks.minimum_norm.search import DUAL, Search, cosine, minimize
+from src.random_streams import Streams
+from src.registry import Count, Fraction, Natural, Positive
+from src.threat import ThreatModel, column, norm_of
+
+
+@attack("fmn", kind="minimum_norm", norms=("l2", "linf", "l1", "l0"))
+def fmn(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    generator: Streams,
+    targeted: bool,
+    steps: Count = 100,
+    step: Positive = 1.0,
+    gamma: Fraction = 0.1,
+    shrink_steps: Natural = 10,
+) -> Tensor:
+    """Smallest perturbation in l2, linf, l1 or l0, by steps along the gradient in a ball of adaptive radius.
+
+    Args:
+        steps: gradient steps.
+        step: length of the first step in predicted distances; it falls to a hundredth along a cosine.
+        gamma: share by which the radius first shrinks or grows; it falls to 0.001.
+        shrink_steps: forward passes of the final bisection.
+    """
+    norm = threat.norm
+
+    def search(task: Search) -> None:
+        x_adv = task.x
+        eps = torch.zeros_like(task.reach)
+        for iteration in range(steps):
+            grad, value, success = task.probe(x_adv)
+            change = cosine(iteration, steps, gamma, 0.001)
+            smallest = task.size()
+            if norm == "l0":  # a number of entries: at least one more or less
+                shrunk = (eps * (1 - change)).floor().minimum(eps - 1).minimum(smallest)
+                eps = torch.where(success, shrunk, (eps * (1 + change)).floor().maximum(eps + 1)).clamp_min(1)
+            else:
+                slope = norm_of(grad, DUAL[norm]).clamp_min(1e-30)
+                ahead = norm_of(x_adv - task.x, norm) + value.abs() / slope
+                # Before the first success beyond the prediction: at the boundary itself nothing is adversarial.
+                grown = torch.where(smallest.isinf(), ahead, eps) * (1 + change)
+                eps = torch.where(success, (eps * (1 - change)).minimum(smallest), grown)
+            length = cosine(iteration, steps, step, step / 100) * task.reach
+            ball = replace(task.threat, eps=eps)
+            x_adv = ball.project(x_adv + column(length, x) * _direction(grad, norm), task.x)
+
+    return minimize(model, x, y, threat, generator, targeted, search, shrink_steps)
+
+
+def _direction(grad: Tensor, norm: str) -> Tensor:
+    """The gradient with unit l2 norm; linf: its signs; l1, l0: largest entry 1, as the projection keeps the largest."""
+    if norm == "linf":
+        return grad.sign()
+    return grad / column(norm_of(grad, "l2" if norm == "l2" else "linf"), grad).clamp_min(1e-30)

@@ -1,0 +1,123 @@
+"""What the minimum-norm attacks share. Image libraries measure steps in absolute units, which fails on waveforms; here
+every length is a multiple of the distance to the boundary that the first gradient predicts, margin / dual norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from src.attacks.active_batch import Task
+from src.attacks.core import Model, gradient
+from src.losses import margin
+from src.random_streams import Streams
+from src.threat import ThreatModel, column, norm_of
+
+DUAL = {"linf": "l1", "l2": "l2", "l1": "linf", "l0": "linf"}
+SLACK = 1e-4
+"""Share of the clean margin that a success must clear: rounding must not undo it on another copy of the model."""
+
+
+class Search(Task):
+    """The examples that need a perturbation, all to the end; their best is the smallest success, x where there is none.
+
+    Attributes:
+        grad: of the margin at x, within the mask.
+        value: margin at x, [batch], not positive.
+        goal: margin of a success, [batch].
+        reach: predicted distance to the boundary in the norm of the threat, [batch].
+    """
+
+    def __init__(self, task: Task, grad: Tensor, value: Tensor, goal: Tensor):
+        super().__init__(task.model, task.x, task.y, task.threat, task.generator, task.targeted)
+        self.grad, self.value, self.goal = self.threat.masked(grad).nan_to_num(0.0, 0.0, 0.0), value, goal
+        self.reach = predicted(self.grad, value, self.x, self.threat.norm)
+
+    def probe(self, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(gradient of the margin within the mask, margin [batch], success [batch] bool) at x_adv; a success that is
+        smaller than all before becomes the best."""
+        grad, value, _ = gradient(self.model, x_adv, lambda logits: margin(logits, self.y, self.targeted))
+        return self.threat.masked(grad).nan_to_num(0.0, 0.0, 0.0), value, self._enter(x_adv, value)
+
+    def test(self, x_adv: Tensor) -> Tensor:
+        """Success at x_adv, [batch] bool, from a forward pass alone."""
+        return self._enter(x_adv, margin(self.model(x_adv), self.y, self.targeted))
+
+    def _enter(self, x_adv: Tensor, value: Tensor) -> Tensor:
+        success = value > self.goal
+        self.best.update(x_adv, -norm_of(x_adv - self.x, self.threat.norm), success, first=False)
+        return success
+
+    def toward(self, target: Tensor) -> Search:
+        """The search for a perturbation that gives the class `target` [batch], from an untargeted one."""
+        grad, value, _ = gradient(self.model, self.x, lambda logits: margin(logits, target, True))
+        task = Task(self.model, self.x, target, self.threat, self.generator, True)
+        return Search(task, grad, value, (SLACK * value.abs()).maximum(self.goal))
+
+    def take(self, other: Search) -> None:
+        """Take over what another search of the same examples found, where it is smaller."""
+        self.best.update(other.best.x, other.best.value, other.best.success, first=False)
+
+    def size(self) -> Tensor:
+        """Norm of the smallest success, [batch]; inf where there is none."""
+        return torch.where(self.best.success, -self.best.value, math.inf)
+
+    def shrink(self, steps: int) -> None:
+        """Bisect the segment from x to each success (l0: how many of its entries are needed)."""
+        delta = self.best.x - self.x
+        low = torch.zeros_like(self.value)
+        high = torch.ones_like(low)
+        rank = torch.empty(0)
+        if self.threat.norm == "l0":
+            order = delta.flatten(1).abs().argsort(1, descending=True)
+            positions = torch.arange(order.shape[1], device=order.device).expand_as(order)
+            rank = torch.empty_like(order).scatter_(1, order, positions).view_as(delta)
+            entries = norm_of(delta, "l0")
+        for _ in range(steps):
+            middle = (low + high) / 2
+            if self.threat.norm == "l0":
+                part = delta * (rank < column((middle * entries).ceil(), delta))
+            else:
+                part = delta * column(middle, delta)
+            success = self.test(self.threat.clip(self.x + part, self.x))
+            high = torch.where(success, middle, high)
+            low = torch.where(success, low, middle)
+
+
+def minimize(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    generator: Streams,
+    targeted: bool,
+    search: Callable[[Search], None],
+    shrink_steps: int = 10,
+) -> Tensor:
+    """Run `search` on the examples that are not adversarial yet and finish each success by bisection towards x.
+    One that was never adversarial comes back unchanged; a finite eps projects the rest."""
+    grad, value, _ = gradient(model, x, lambda logits: margin(logits, y, targeted))
+    goal, out, task = SLACK * value.abs(), x.clone(), Task(model, x, y, threat, generator, targeted)
+    grad, value, goal = task.keep(value <= goal, grad, value, goal)
+    if len(task):
+        run = Search(task, grad, value, goal)
+        search(run)
+        if shrink_steps:
+            run.shrink(shrink_steps)
+        out[task.index] = run.threat.project(torch.where(column(run.best.success, x), run.best.x, run.x), run.x)
+    return out
+
+
+def predicted(grad: Tensor, value: Tensor, x: Tensor, norm: str) -> Tensor:
+    """Distance to the boundary of the linear model with this margin and gradient, [batch]. A saturated model predicts
+    absurd ones: a tenth of the clip's own norm is loud (20 dB SNR), so that is the most."""
+    slope = norm_of(grad, DUAL[norm]).clamp_min(1e-30)
+    level = norm_of(x, "l1" if norm == "l0" else norm) / 10
+    return (value.abs() * (1 + SLACK) / slope).minimum(torch.where(level > 0, level, 1.0)).clamp_min(1e-12)
+
+
+def cosine(iteration: int, steps: int, first: float, last: float) -> float:
+    """A schedule from `first` to `last` along half a cosine."""
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * iteration / steps))

@@ -1,0 +1,75 @@
+"""Genetic algorithm (Alzantot et al. 2018, "Did you hear that?"): a population of perturbed clips; the fit ones mate by
+uniform crossover, children mutate. The best member survives unchanged."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.attacks.active_batch import Task
+from src.attacks.core import Model, attack, finite_budgets
+from src.random_streams import Streams
+from src.registry import Count, Fraction, Positive
+from src.threat import ThreatModel, column
+
+
+@attack("genetic", kind="budget", norms=("linf", "l2"))
+def genetic(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    generator: Streams,
+    targeted: bool,
+    queries: Count = 2000,
+    population: Count = 20,
+    mutation: Fraction = 0.05,
+    mutation_size: Positive = 1.0,
+    temperature: Positive = 0.3,
+) -> Tensor:
+    """A population of perturbations that mate and mutate; fitness is the margin.
+
+    Args:
+        queries: most queries per example.
+        population: members.
+        mutation: share of a child's entries that change.
+        mutation_size: largest change of an entry, in units of eps (linf) or eps / sqrt(entries) (l2).
+        temperature: of the choice of parents, in standard deviations of the population's fitness.
+    """
+    if population < 2:
+        raise ValueError("a population needs at least 2 members")
+    unit = finite_budgets(threat, x) * (mutation_size if threat.norm == "linf" else mutation_size / x[0].numel() ** 0.5)
+    task = Task(model, x, y, threat, generator, targeted)
+    # Fitness of the elite is known: only children are asked about.
+    members, fitness = x[:, None], task.score(x)[:, None]
+    used = 1
+    while used < queries:
+        unit, members, fitness = task.keep(~task.best.success, unit, members, fitness)
+        if not len(task):
+            break
+        new_members, new_fitness = [task.best.x.clone()], [task.best.value]
+        if used == 1:
+            children = [task.threat.random_start(task.x, task.generator) for _ in range(population - 1)]
+        else:
+            children = [_child(task, members, fitness, unit, mutation, temperature) for _ in range(population - 1)]
+        for child in children[: queries - used]:
+            new_fitness.append(task.score(child))
+            new_members.append(child)
+            used += 1
+        members, fitness = torch.stack(new_members, 1), torch.stack(new_fitness, 1)
+    return task.finish()
+
+
+def _child(task: Task, members: Tensor, fitness: Tensor, unit: Tensor, mutation: float, temperature: float) -> Tensor:
+    """One child per example of two parents drawn by their fitness, mutated and projected."""
+    spread = fitness.nan_to_num(neginf=0.0).std(1, keepdim=True).clamp_min(1e-12)
+    # Gumbel noise on the logits draws from their softmax.
+    drawn = task.generator.uniform(torch.stack([fitness, fitness], 2)).clamp(1e-7, 1 - 1e-7)
+    parents = (fitness[:, :, None] / spread[:, :, None] / temperature - (-drawn.log()).log()).argmax(1)
+    rows = torch.arange(len(members), device=members.device)
+    mother, father = members[rows, parents[:, 0]], members[rows, parents[:, 1]]
+    child = torch.where(task.generator.uniform(mother) < 0.5, mother, father)
+    change = (2 * task.generator.uniform(child) - 1) * column(unit, child)
+    child = child + torch.where(task.generator.uniform(child) < mutation, change, 0)
+    return task.threat.project(child, task.x)

@@ -1,0 +1,63 @@
+"""Natural evolution strategies (Ilyas et al. 2018) as FAKEBOB runs them against speaker recognition (Chen et al. 2021):
+antithetic Gaussian probes, momentum, signed steps whose size halves when the margin has stopped rising. The history
+that decides is each example's own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.attacks.active_batch import Task
+from src.attacks.core import Model, attack, finite_budgets
+from src.attacks.scores.estimated_gradient import Tensors, follow
+from src.random_streams import Streams
+from src.registry import Count, Fraction, Positive
+from src.threat import ThreatModel, column
+
+
+@attack("nes", kind="budget", norms=("linf", "l2"))
+def nes(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    generator: Streams,
+    targeted: bool,
+    queries: Count = 2000,
+    pairs: Count = 25,
+    sigma: Positive = 0.5,
+    learning_rate: Positive = 0.5,
+    least_rate: Positive = 0.0005,
+    momentum: Fraction = 0.9,
+    patience: Count = 5,
+) -> Tensor:
+    """Steps along a gradient guessed from the scores of random neighbors.
+
+    Args:
+        queries: most queries per example; a step takes 2 * pairs + 1.
+        pairs: antithetic pairs of probes per step.
+        sigma: standard deviation of the probes, in units of eps (linf) or eps / sqrt(entries) (l2).
+        learning_rate: first step size, in units of eps.
+        least_rate: smallest step size, in units of eps.
+        momentum: share of the previous direction that is kept.
+        patience: margins of the last so many steps decide whether the step size halves.
+    """
+    eps = finite_budgets(threat, x)
+
+    def rule(task: Task, iteration: int, grad: Tensor, level: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        eps, velocity, rate, history = state
+        velocity = momentum * velocity + (1 - momentum) * grad
+        step = column(rate * eps, grad) * task.threat.ascent(velocity)
+        history = torch.cat([history[:, -patience + 1 :] if patience > 1 else history[:, :0], level[:, None]], 1)
+        if history.shape[1] == patience and patience > 1:
+            stuck = history[:, -1] < history[:, 0]
+            rate = torch.where(stuck, (rate / 2).clamp_min(least_rate), rate)
+            # After a cut the count starts anew: an equal history never cuts.
+            history = torch.where(stuck[:, None], level[:, None].expand_as(history), history)
+        return step, (eps, velocity, rate, history)
+
+    task = Task(model, x, y, threat, generator, targeted)
+    probe = sigma * (eps if threat.norm == "linf" else eps / x[0].numel() ** 0.5)
+    state = (eps, torch.zeros_like(x), torch.full_like(eps, learning_rate), eps.new_empty(len(x), 0))
+    return follow(task, Streams.normal, probe, rule, state, queries=queries, pairs=pairs)

@@ -1,0 +1,51 @@
+"""Simultaneous perturbation stochastic approximation (Spall 1992; Uesato et al. 2018): gradients guessed from random
+sign probes, followed by Adam."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.attacks.active_batch import Task
+from src.attacks.core import Model, attack, finite_budgets
+from src.attacks.scores.estimated_gradient import Tensors, follow
+from src.random_streams import Streams
+from src.registry import Count, Positive
+from src.threat import ThreatModel, column
+
+
+@attack("spsa", kind="budget", norms=("linf", "l2"))
+def spsa(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    generator: Streams,
+    targeted: bool,
+    queries: Count = 2000,
+    pairs: Count = 16,
+    probe: Positive = 0.3,
+    learning_rate: Positive = 0.3,
+) -> Tensor:
+    """Adam along a gradient guessed from random-sign probes.
+
+    Args:
+        queries: most queries per example; a step takes 2 * pairs + 1.
+        pairs: antithetic pairs of probes per step.
+        probe: size of a probe's entries, in units of eps (linf) or eps / sqrt(entries) (l2).
+        learning_rate: of Adam, in the same units.
+    """
+    unit = finite_budgets(threat, x)
+    unit = unit if threat.norm == "linf" else unit / x[0].numel() ** 0.5
+
+    def rule(task: Task, iteration: int, grad: Tensor, level: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        unit, first, second = state
+        first = 0.9 * first + 0.1 * grad
+        second = 0.99 * second + 0.01 * grad.square()
+        moment = first / (1 - 0.9 ** (iteration + 1))
+        scale = (second / (1 - 0.99 ** (iteration + 1))).sqrt()
+        return moment / scale.clamp_min(1e-30) * column(learning_rate * unit, grad), (unit, first, second)
+
+    task, state = Task(model, x, y, threat, generator, targeted), (unit, torch.zeros_like(x), torch.zeros_like(x))
+    return follow(task, Streams.signs, probe * unit, rule, state, queries=queries, pairs=pairs)

@@ -1,0 +1,117 @@
+"""Square attack (Andriushchenko et al. 2020), made for sound: random search over localised changes that live on the
+surface of the ball. On a waveform the squares are time segments, on a spectrogram time-frequency tiles.
+
+A segment of one sign is a slow offset, which front ends remove; so a waveform segment carries a square wave of random
+period and phase instead. All other choices are the paper's: the side shrinks on its schedule, in linf a segment moves
+to the corner of the box, in l2 it takes over the energy of a second one."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from src.attacks.active_batch import Task
+from src.attacks.core import Model, attack, finite_budgets
+from src.random_streams import Streams
+from src.registry import Count, Fraction
+from src.threat import ThreatModel, column, norm_of
+
+SCHEDULE = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+"""The share of all queries after which the area of a square halves, as in the paper."""
+
+
+@attack("square", kind="budget", norms=("linf", "l2"))
+def square(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    generator: Streams,
+    targeted: bool,
+    queries: Count = 1000,
+    area: Fraction = 0.5,
+) -> Tensor:
+    """Random search by time segments or time-frequency tiles, from scores alone.
+
+    Args:
+        queries: most queries per example.
+        area: share of the input that the first squares cover.
+    """
+    eps, task = finite_budgets(threat, x), Task(model, x, y, threat, generator, targeted)
+    for query in range(queries):
+        if query == 0:
+            candidate = task.x
+        elif query == 1:
+            candidate = task.threat.project(task.x + _start(task, eps, area), task.x)
+            # The search goes on from here, also where the clean clip scores better.
+            task.best.value = torch.full_like(task.best.value, -math.inf)
+        else:
+            share = area * 0.5 ** sum(query >= after * queries for after in SCHEDULE)
+            change = _corner if threat.norm == "linf" else _shift_energy
+            candidate = task.threat.project(task.x + change(task, task.best.x - task.x, eps, share), task.x)
+        task.score(candidate)
+        (eps,) = task.keep(~task.best.success, eps)
+        if not len(task):
+            break
+    return task.finish()
+
+
+def _tiles(task: Task, share: float) -> Tensor:
+    """One random square per example that covers `share` of it: bool, broadcastable to x."""
+    x = task.x
+    axes = [-1] if x.dim() == 2 else [-2, -1]
+    inside = torch.ones(len(x), *[1] * (x.dim() - 1), dtype=torch.bool, device=x.device)
+    place = task.generator.uniform(x.new_empty(len(x), len(axes)))
+    for i, axis in enumerate(axes):
+        size = x.shape[axis]
+        side = max(1, min(size, round(size * share ** (1 / len(axes)))))
+        start = (place[:, i] * (size - side + 1)).long()[:, None]
+        where = torch.arange(size, device=x.device)
+        along = ((where >= start) & (where < start + side)).reshape(
+            len(x), *[size if a == axis else 1 for a in range(1 - x.dim(), 0)]
+        )
+        inside = inside & along
+    return inside
+
+
+def _pattern(task: Task, share: float) -> Tensor:
+    """What fills a square: a random sign per channel, on a waveform times a square wave. Broadcastable to x."""
+    x = task.x
+    if x.dim() > 2:
+        return task.generator.signs(x.new_empty(*x.shape[:-2], 1, 1))
+    drawn = task.generator.uniform(x.new_empty(len(x), 2))
+    side = max(1.0, share * x.shape[1])
+    half_period = torch.exp(drawn[:, :1] * math.log(side + 1))  # log-uniform from one sample to the whole segment
+    phase = torch.arange(x.shape[1], device=x.device) / half_period + 2 * drawn[:, 1:]
+    return 1 - 2 * (phase.floor().long() % 2).to(x.dtype)
+
+
+def _start(task: Task, eps: Tensor, area: float) -> Tensor:
+    """The whole input covered by squares, on the surface of the ball."""
+    x, noise = task.x, torch.zeros_like(task.x)
+    for _ in range(round(4 / max(area, 0.1))):
+        noise = torch.where(_tiles(task, area), _pattern(task, area), noise)
+    noise = task.threat.masked(torch.where(noise == 0, _pattern(task, area), noise))
+    return noise / column(norm_of(noise, task.threat.norm), x).clamp_min(1e-30) * column(eps, x)
+
+
+def _corner(task: Task, delta: Tensor, eps: Tensor, share: float) -> Tensor:
+    """linf: the square goes to a corner of the box."""
+    return torch.where(_tiles(task, share), _pattern(task, share) * column(eps, delta), delta)
+
+
+def _shift_energy(task: Task, delta: Tensor, eps: Tensor, share: float) -> Tensor:
+    """l2: a square takes over the energy of another and what is left of the budget (the paper's algorithm 3)."""
+    new, old = _tiles(task, share), _tiles(task, share)
+    either = (new | old).expand_as(delta)
+    rest = torch.where(either, 0, delta)
+    here = torch.where(new, delta, 0)
+    pattern = task.threat.masked(torch.where(new, _pattern(task, share), 0))
+    sign = column(task.generator.signs(eps[:, None]).flatten(), delta)
+    mixed = sign * pattern / column(norm_of(pattern, "l2"), delta).clamp_min(1e-30)
+    mixed = mixed + here / column(norm_of(here, "l2"), delta).clamp_min(1e-30)
+    size = (eps.square() - norm_of(rest, "l2").square()).clamp_min(0).sqrt()
+    return rest + mixed * column(size / norm_of(mixed, "l2").clamp_min(1e-30), delta)

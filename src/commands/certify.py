@@ -1,0 +1,202 @@
+"""The pieces of certify.py: the certificates of one model, the attacks on them, tables and plots."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from src.commands import selection
+from src.commands.shared_rows import Opening, collect
+from src.config import Config
+from src.datasets import store
+from src.distributed import Team
+from src.evaluation import smoothed_attacks
+from src.output import figures, results
+from src.registry import DEFENSES
+from src.smoothing import FIELDS, UNITS, Certificate, Certifier, ShapedNoise, statements, summary
+
+Rows = list[dict[str, str]]
+
+
+class Run:
+    """One model: its certificates, the attacks on them, tables and plots."""
+
+    def __init__(
+        self,
+        config: Config,
+        model: selection.Trained,
+        shaped: ShapedNoise | None,
+        clips: store.Clips,
+        idx: list[int],
+        members: Team,
+    ):
+        self.config, self.settings, self.members = config, config.certify, members
+        self.model, self.victim, self.shaped, self.clips = model.name, model.victim, shaped, clips
+        self.row_of = {number: i for i, number in enumerate(idx)}
+        self.device = members.device(config.training.use_cuda)
+        self.frozen = model.victim.to(self.device).frozen()
+        self.certifier = Certifier(*self.frozen.split(self.settings.stage), self.settings, clips.sample_rate, shaped)
+        self.folder = config.results.results_dir / "certify"
+        self.name = f"{self.model}.{self.settings.space}"
+        self.given = {
+            "model": model.weights,
+            "clips": hashlib.sha256(clips.samples.tobytes()).hexdigest(),
+            "shape": shaped and hashlib.sha256(shaped.amplitude.numpy().tobytes()).hexdigest(),
+            "device": self.device.type,
+            **self.settings.identity(),
+        }
+
+    def clip(self, number: int) -> tuple[torch.Tensor, int, str]:
+        """(waveform, label, id) of clip `number` of the test split."""
+        i = self.row_of[number]
+        return self.clips.waveforms([i])[0].to(self.device), int(self.clips.labels[i]), self.clips.ids[i]
+
+    def collect(
+        self, opening: Opening, items: Sequence[Sequence[Any]], compute: Callable[..., Iterable[Any]], title: str
+    ) -> Rows:
+        """The rows of `items` (the key of each); those of this process's share that are missing are computed."""
+
+        def missing(rows: results.Rows) -> Sequence[Sequence[Any]]:
+            for key in tqdm(self.members.share(items), title, unit="clip", disable=not self.members.leads):
+                if tuple(key) not in rows:
+                    start = time.perf_counter()
+                    values = compute(*key)
+                    rows.write(dict(zip(rows.fields, (*values, round(time.perf_counter() - start, 3)), strict=True)))
+            return items
+
+        return collect(self.members, opening, missing)
+
+    def certify(self) -> dict[float, Rows]:
+        """The rows of every sigma."""
+        found = {}
+        for sigma in self.settings.sigma:
+
+            def certificate(number: int, sigma: float = sigma) -> tuple[Any, ...]:
+                x, label, example = self.clip(number)
+                own = self.certifier(x, example, sigma)
+                return number, example, label, own.label, own.radius, own.correct(label), own.n_used
+
+            file = self.folder / f"{self.name}.{sigma:g}.rows.csv"
+            opening = (file, FIELDS, ["idx"], {**self.given, "sigma": sigma})
+            title = f"{self.model}, {self.settings.space}, sigma {sigma:g}"
+            found[sigma] = self.collect(opening, [(n,) for n in self.row_of], certificate, title)
+        return found
+
+    def attack(self, rows: dict[float, Rows]) -> Rows:
+        """The rows of the attacks on the smoothed model and, beside a table, on the model behind each defense."""
+        own, numbers = self.settings, list(self.row_of)
+        of = {(sigma, int(row["idx"])): row for sigma, mine in rows.items() for row in mine}
+        count = min(own.attack_clips, len(numbers))
+        items: list[tuple[Any, ...]] = []
+        for sigma, mine in rows.items():
+            best = max(mine, key=lambda row: float(row["radius"]) * int(row["correct"]))
+            check = [int(best["idx"])] if int(best["correct"]) else []
+            some = [numbers[i * len(numbers) // count] for i in range(count)] or check
+            items += [("smoothed", sigma, number) for number in some]
+        chains = {}
+        if count and own.baselines and own.kind == "noise" and own.space == "waveform":
+            chains = smoothed_attacks.defended(self.victim, self.defenses())
+            items += [(name, "none", numbers[i * len(numbers) // count]) for name in chains for i in range(count)]
+        bounds = self.victim.bounds(own.stage)
+
+        def outcome(classifier: str, sigma: Any, number: int) -> tuple[Any, ...]:
+            x, label, example = self.clip(number)
+            if classifier == "smoothed":
+                row = of[sigma, number]
+                known = Certificate(int(row["predict"]), float(row["radius"]), int(row["n_used"]))
+                radii = own.radii if count else ()
+                found = smoothed_attacks.attack_smoothed(self.certifier, bounds, x, label, example, sigma, known, radii)
+            else:
+                found = smoothed_attacks.attack_defended(chains[classifier], own, x, label, example, classifier)
+            return classifier, sigma, number, example, label, *found.values()
+
+        attacking = {key: getattr(own, key) for key in ("attack_steps", "attack_draws", "attack_n", "radii")}
+        options = {name: self.config.component("DEFENSE", name) for name in smoothed_attacks.BASELINES}
+        settings = {**self.given, **attacking, "check only": not count, "defenses": options}
+        opening = (
+            self.folder / f"{self.name}.attacks.csv",
+            smoothed_attacks.FIELDS,
+            ["classifier", "sigma", "idx"],
+            settings,
+        )
+        return self.collect(opening, items, outcome, f"{self.model}, {own.space}, attacks")
+
+    def defenses(self) -> dict[str, Any]:
+        """The baselines that this sample rate admits."""
+        built = {}
+        for name in smoothed_attacks.BASELINES:
+            try:
+                options = self.config.component("DEFENSE", name)
+                built[name] = DEFENSES[name](sample_rate=self.clips.sample_rate, **options)
+            except ValueError as error:
+                print(f"not attacked: {name} ({error})")
+        return built
+
+    def report(self, rows: dict[float, Rows], attacked: Rows) -> bool:
+        """Tables, plots and manifest; whether an attack contradicts a certificate."""
+        own, clips, shaped, name = self.settings, self.clips, self.shaped, self.name
+        said, contradicted = summary.verdict(attacked, own.alpha)
+        notes = [*statements(own), *(smoothed_attacks.statements(own) if own.attack_clips else ()), said]
+        if clips.synthetic:
+            notes.append(selection.SYNTHETIC)
+        sizes = {example: float(clips.waveforms([i]).norm()) for i, example in enumerate(clips.ids)}
+        lipschitz = self.victim.lipschitz(own.stage) if own.kind == "noise" else None
+        spectral = (shaped.l2(), shaped.bands(clips.sample_rate)) if shaped else ()
+        tables = summary.tables(rows, attacked if own.attack_clips else [], own.radii, sizes, lipschitz, *spectral)
+        for what, lines in tables.items():
+            title = f"{summary.TITLES[what]}: {self.model} ({own.space}), {len(clips)} clips"
+            results.write_table(self.folder / f"{name}.{what}.csv", lines, title, notes)
+            if what != "curves":
+                print(f"{title}\n\n{results.markdown(lines)}")
+        facts = {"notes": notes, "lipschitz": lipschitz, "synthetic": clips.synthetic, "clips": self.given["clips"]}
+        results.write_manifest(self.folder / f"{name}.manifest.json", {"config": self.config.text, **facts})
+        curves, spoken = tables["curves"], " (synthetic speech)" if clips.synthetic else ""
+        figures.certified(
+            self.config.results.plot_dir / f"certified_accuracy.{name}.png",
+            [line["radius"] for line in curves],
+            {key: [line[key] for line in curves] for key in curves[0] if key.startswith("sigma")},
+            best=[line["best"] for line in curves],
+            x_label=f"radius ({UNITS[own.kind]})",
+            title=f"{self.model}, {own.space}{spoken}",
+        )
+        figures.curves(
+            self.config.results.plot_dir / f"certified_snr.{self.model}.png",
+            self.in_sound(),
+            x_label="signal-to-noise ratio above which every perturbation of the median clip is certified (dB)",
+            y_label="certified accuracy, best sigma",
+            title=f"{self.model}{spoken}",
+        )
+        print("\n".join([*notes, f"files: {self.folder}", ""]))
+        return contradicted
+
+    def in_sound(self) -> dict[str, tuple[list[float], list[float]]]:
+        """Curves against dB of all that was certified for this model on these clips, whatever the representation."""
+        series = {}
+        for manifest in sorted(self.folder.glob(f"{self.model}.*.manifest.json")):
+            space = manifest.name.removeprefix(f"{self.model}.").removesuffix(".manifest.json")
+            if json.loads(manifest.read_text()).get("clips") != self.given["clips"]:
+                continue
+            with (self.folder / f"{self.model}.{space}.curves.csv").open(newline="") as file:
+                lines = [line for line in csv.DictReader(file) if line["SNR dB"] != "none"]
+            label = space if lines else f"{space}: no meaning in the waveform"
+            series[label] = ([float(line["SNR dB"]) for line in lines], [float(line["best"]) for line in lines])
+        return series
+
+
+def warn(model: selection.Trained, config: Config) -> None:
+    """Say where the noise of the certificate is not the one of the training."""
+    own = config.certify
+    trained = (model.facts.get("sigma"), model.facts.get("stage", own.stage))
+    if not trained[0] or own.kind != "noise":
+        return
+    for sigma in own.sigma:
+        if (sigma, own.stage) != trained:
+            said = f"{model.name} was trained with noise of sigma {trained[0]:g} at {trained[1]}"
+            print(f"warning: {said}, and is certified with {sigma:g} at {own.stage}")

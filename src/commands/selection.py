@@ -1,0 +1,62 @@
+"""What a run works on: the trained models it was asked for, and the clips of the split that n_test draws."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from src.config import Config
+from src.datasets.store import Clips
+from src.random_streams import derive_seed
+from src.victims import checkpoint
+from src.victims.victim import Victim
+
+SYNTHETIC = "SYNTHETIC SPEECH: a speech synthesizer spoke these clips."
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One trained model.
+
+    Attributes:
+        name: of its file, without the ending.
+        weights: SHA-256 of its file.
+        victim: front end and classifier.
+        facts: how it was trained.
+    """
+
+    name: str
+    weights: str
+    victim: Victim
+    facts: dict[str, object]
+
+
+def models(config: Config, names: Sequence[str] | None, clips: Clips) -> list[Trained]:
+    """These models, or all in model_dir, each checked against the clips.
+
+    Raises:
+        OSError: there are none.
+        ValueError: a file is no checkpoint, or was trained for other clips.
+    """
+    folder = config.results.model_dir
+    paths = [folder / f"{name}.pt" for name in names or ()] or sorted(folder.glob("*.pt"))
+    if not paths:
+        raise FileNotFoundError(f"{folder}: no trained models here; run train_model.py first")
+    found = []
+    for path in paths:
+        victim, facts = checkpoint.load(path)
+        checkpoint.check_fits(
+            victim, path, classes=clips.classes, sample_rate=clips.sample_rate, n_samples=clips.n_samples
+        )
+        found.append(Trained(path.stem, hashlib.sha256(path.read_bytes()).hexdigest(), victim, facts))
+    return found
+
+
+def drawn(config: Config, clips: Clips) -> Tensor:
+    """Positions of n_test clips in a seeded random order: a smaller n_test draws the first of them."""
+    order = torch.Generator().manual_seed(derive_seed(config.data.seed, "n_test"))
+    return torch.randperm(len(clips), generator=order)[: config.data.n_test]

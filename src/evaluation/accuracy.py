@@ -1,0 +1,76 @@
+"""How well a model classifies: accuracy with its interval, one row per class, the confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from src.datasets.store import Clips
+from src.victims.victim import Victim
+
+
+@torch.no_grad()
+def predict(
+    victim: Victim, clips: Clips, *, device: torch.device | str = "cpu", batch_size: int = 64, title: str | None = None
+) -> Tensor:
+    """Logits [n, classes] of every clip, on the CPU; with a title, a progress bar."""
+    model = victim.to(device).frozen()
+    parts = []
+    for start in tqdm(range(0, len(clips), batch_size), title, unit="batch", leave=False, disable=title is None):
+        parts.append(model(clips.waveforms(slice(start, start + batch_size)).to(device)).cpu())
+    return torch.cat(parts)
+
+
+def wilson(right: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (1927), which stays within [0, 1] and works at 0 and n.
+
+    >>> [round(bound, 4) for bound in wilson(9, 10)]
+    [0.5958, 0.9821]
+    """
+    interval = binomtest(right, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def confusion(labels: Tensor, predictions: Tensor, n_classes: int) -> Tensor:
+    """Counts [true class, predicted class] from labels and predictions [n]."""
+    return torch.bincount(labels * n_classes + predictions, minlength=n_classes**2).view(n_classes, n_classes)
+
+
+def summarize(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Accuracy with its 95 % Wilson interval, macro F1 and mean cross-entropy, of logits [n, classes]."""
+    right, n = int((logits.argmax(1) == labels).sum()), len(labels)
+    low, high = wilson(right, n)
+    rows = per_class(confusion(labels, logits.argmax(1), logits.shape[1]), range(logits.shape[1]))
+    scores = [row["f1"] for row in rows if row["support"]]
+    return {
+        "n": n,
+        "correct": right,
+        "accuracy": right / n,
+        "low_95": low,
+        "high_95": high,
+        "macro_f1": sum(scores) / len(scores),
+        "cross_entropy": F.cross_entropy(logits, labels).item(),
+    }
+
+
+def per_class(counts: Tensor, classes: Sequence[object]) -> list[dict[str, Any]]:
+    """Precision, recall, F1 and support of each class from its confusion matrix; NaN where nothing defines them."""
+    rows = []
+    for k, name in enumerate(classes):
+        hit, predicted, support = int(counts[k, k]), int(counts[:, k].sum()), int(counts[k].sum())
+        rows.append(
+            {
+                "class": name,
+                "precision": hit / predicted if predicted else float("nan"),
+                "recall": hit / support if support else float("nan"),
+                "f1": 2 * hit / (predicted + support) if predicted + support else float("nan"),
+                "support": support,
+            }
+        )
+    return rows

@@ -1,0 +1,128 @@
+"""Adaptive attacks by composition: BPDA for stages without a gradient, EOT for randomised ones (Athalye et al. 2018),
+so that no defense looks robust because its gradient is missing or its noise is fresh."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.random_streams import Streams
+from src.victims.victim import Chain, Stage
+
+
+class _Replace(torch.autograd.Function):
+    """Forward: the first argument. Backward: everything to the second."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, differentiable: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad
+
+
+class Bpda(Stage):
+    """Backward pass differentiable approximation: forward is the stage, backward that of its `substitute`.
+
+    Args:
+        stage: what has no useful gradient; a method `substitute(x)` gives a smooth map of the same output shape,
+            without one the backward is the identity.
+    """
+
+    def __init__(self, stage: Stage):
+        super().__init__(stage.name)
+        self.stage = stage
+        self.bounds, self.lipschitz, self.randomized = stage.bounds, stage.lipschitz, stage.randomized
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._with_gradient(x, self.stage)
+
+    def draw(self, x: Tensor, generator: Streams) -> Tensor:
+        return self._with_gradient(x, lambda x: draw(self.stage, x, generator))
+
+    def _with_gradient(self, x: Tensor, exact: Any) -> Tensor:
+        with torch.no_grad():
+            value = exact(x.detach())
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return value
+        substitute = getattr(self.stage, "substitute", None)
+        smooth = substitute(x) if substitute else x
+        if smooth.shape != value.shape:
+            raise ValueError(
+                f"the stage '{self.name}' needs a substitute of its own: its output has another shape than its input"
+            )
+        return _Replace.apply(value, smooth)  # type: ignore[no-untyped-call]
+
+    def inverse(self, y: Tensor, x: Tensor) -> Tensor:
+        return self.stage.inverse(y, x)
+
+    def mask(self, valid: Tensor) -> Tensor:
+        return self.stage.mask(valid)
+
+
+def draw(stage: Stage, x: Tensor, generator: Streams) -> Tensor:
+    """One draw of a randomised stage from the examples' own streams where it has a method `draw(x, generator)`, else
+    from torch's global state."""
+    method = getattr(stage, "draw", None)
+    return method(x, generator) if method else stage(x)
+
+
+def once(chain: Chain, x: Tensor, generator: Streams) -> Tensor:
+    """The chain at x with one draw of its randomised stages."""
+    for step in chain.steps:
+        x = draw(step, x, generator) if step.randomized else step(x)
+    return x if chain.classifier is None else chain.classifier(x)
+
+
+class Eot(nn.Module):
+    """Expectation over transformation: the log of the mean probability over draws, so that what an attack climbs is the
+    classifier averaged over its own randomness.
+
+    Args:
+        chain: from the attacked representation to logits.
+        draws: per call.
+        generator: one stream per example of the batches to come.
+    """
+
+    def __init__(self, chain: Chain, draws: int, generator: Streams):
+        super().__init__()
+        self.chain, self.draws, self.generator = chain, draws, generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, ...] -> log probabilities [batch, classes]."""
+        logs = [once(self.chain, x, self.generator).log_softmax(1) for _ in range(self.draws)]
+        return torch.stack(logs).logsumexp(0) - math.log(self.draws)
+
+    def select(self, index: Tensor) -> Eot:
+        """The same for the examples at `index`; their streams go on where they stand."""
+        part = Eot(self.chain, self.draws, self.generator.select(index))
+        return part.train(self.training)
+
+
+def is_randomized(chain: Chain) -> bool:
+    return any(stage.randomized for stage in chain.stages)
+
+
+def adaptive(chain: Chain, *, generator: Streams | None = None, draws: int = 10) -> Chain | Eot:
+    """What an attacker who knows the defense attacks: BPDA on every stage that is not differentiable, EOT when any is
+    randomised. A chain that needs neither comes back as it is.
+
+    Args:
+        generator: streams of the examples, needed by EOT.
+        draws: of EOT, per call.
+
+    Raises:
+        ValueError: a randomised stage and no generator.
+    """
+    if any(not stage.differentiable for stage in chain.stages):
+        stages: list[Stage] = [stage if stage.differentiable else Bpda(stage) for stage in chain.stages]  # type: ignore[arg-type, misc]
+        chain = Chain(stages, chain.classifier).train(chain.training)
+    if not is_randomized(chain):
+        return chain
+    if generator is None:
+        raise ValueError("a randomised stage is attacked through EOT, which needs a generator")
+    return Eot(chain, draws, generator).train(chain.training)

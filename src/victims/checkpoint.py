@@ -1,0 +1,143 @@
+"""A trained victim as one file: front end, classes, sample rate, statistics, model and training facts, so that a
+script that loads it never guesses. Nothing in it is executed: tensors and plain values only (`weights_only`)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src.registry import FRONTENDS, MODELS
+from src.victims.victim import Victim
+
+FORMAT = 1
+
+
+def build(
+    *,
+    model: str,
+    front_end: str = "auto",
+    model_options: Mapping[str, Any] | None = None,
+    front_end_options: Mapping[str, Any] | None = None,
+    classes: Sequence[str],
+    sample_rate: int,
+    n_samples: int,
+) -> Victim:
+    """A victim with fresh weights; its `recipe` rebuilds it from a checkpoint.
+
+    Args:
+        front_end: its name, or auto for the one the model was published with.
+
+    Raises:
+        ValueError: unknown names, or options that do not fit (a front end too small for the model, say).
+    """
+    builder = MODELS[model]
+    front_end = builder.front_end if front_end == "auto" else front_end  # type: ignore[attr-defined]
+    recipe: dict[str, Any] = {
+        "model": model,
+        "front_end": front_end,
+        "model_options": dict(model_options or {}),
+        "front_end_options": dict(front_end_options or {}),
+        "classes": list(classes),
+        "sample_rate": sample_rate,
+        "n_samples": n_samples,
+    }
+    stages = FRONTENDS[front_end](sample_rate=sample_rate, n_samples=n_samples, **recipe["front_end_options"])
+    shape: tuple[int, ...] = (n_samples,)
+    with torch.no_grad():
+        features = torch.zeros(1, n_samples)
+        for stage in stages:
+            features = stage(features)
+        shape = tuple(features.shape[1:])
+    classifier = builder(n_classes=len(classes), shape=shape, **recipe["model_options"])
+    victim = Victim(stages, classifier, classes=classes, sample_rate=sample_rate, n_samples=n_samples)
+    victim.recipe = recipe  # type: ignore[assignment]
+    return victim
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain values atomically: the file is the old one or the new one, never half of it.
+
+    Raises:
+        OSError: cannot write (a full disk); whatever was there before stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            try:
+                torch.save(dict(content), file)
+            except RuntimeError as error:  # torch reports a failed write this way
+                raise OSError(f"{path}: cannot write ({str(error).splitlines()[0]})") from None
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a file written by `write`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file, or damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["format"] != FORMAT:
+            raise KeyError("format")
+    except Exception as error:  # torch.load raises many kinds for a foreign or damaged file
+        if isinstance(error, MemoryError):
+            raise
+        raise ValueError(f"{path}: not an Earshot checkpoint, or damaged ({type(error).__name__})") from None
+    return content
+
+
+def save(path: Path, victim: Victim, facts: Mapping[str, Any]) -> None:
+    """Write a victim made by `build`, with the facts of its training (plain values)."""
+    write(path, {"format": FORMAT, "recipe": victim.recipe, "state": victim.state_dict(), "facts": dict(facts)})
+
+
+def load(path: Path) -> tuple[Victim, dict[str, Any]]:
+    """(victim in evaluation mode, training facts).
+
+    Raises:
+        FileNotFoundError: no such file; lists the models beside it.
+        ValueError: not a checkpoint, damaged, or of another front end than its weights.
+    """
+    if not path.is_file():
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.pt"))) or "none"
+        raise FileNotFoundError(f"{path}: no such model (trained models there: {there})")
+    content = read(path)
+    try:
+        victim = build(**content["recipe"])
+        victim.load_state_dict(content["state"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: the weights do not fit the front end and model it names ({reason})") from None
+    return victim.eval(), content["facts"]
+
+
+def check_fits(victim: Victim, path: Path, *, classes: Sequence[str], sample_rate: int, n_samples: int) -> None:
+    """Refuse to use a model on data it was not built for.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    for what, own, given in (
+        ("classes", victim.classes, tuple(classes)),
+        ("sample rate", victim.sample_rate, sample_rate),
+        ("clip length in samples", victim.n_samples, n_samples),
+    ):
+        if own != given:
+            raise ValueError(
+                f"{path}: this model was trained for another {what} ({own}) than the prepared data ({given})"
+            )

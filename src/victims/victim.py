@@ -1,0 +1,174 @@
+"""The victim: a chain of named, differentiable stages from waveform to logits. Any representation on the way can be
+attacked, defended or smoothed: `head, tail = victim.split(name)`, with `tail(head(x))` equal to `victim(x)`."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from src.victims.frozen_convolution import freeze_convolutions
+
+WAVEFORM = "waveform"
+"""The name of the input itself: float32 [batch, time] in [-1, 1]."""
+
+
+class Stage(nn.Module):
+    """One step of the chain: a batched, deterministic map that knows what may be done to its output.
+
+    Attributes:
+        name: of the representation it yields, unique in a chain.
+        bounds: lowest and highest possible value of the output.
+        lipschitz: L2 Lipschitz constant of the step, or None where no useful one is known.
+        differentiable: False where the gradient is zero or undefined (attack it with BPDA).
+        randomized: True where two calls differ (attack it with EOT).
+    """
+
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    lipschitz: float | None = None
+    differentiable: bool = True
+    randomized: bool = False
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def inverse(self, y: Tensor, x: Tensor) -> Tensor:
+        """An input near x whose output is near y."""
+        raise ValueError(f"the stage '{self.name}' has no inverse")
+
+    def mask(self, valid: Tensor) -> Tensor:
+        """Which outputs the valid inputs reach: bool, broadcastable to the output."""
+        return valid
+
+    def frozen(self) -> Stage:
+        """The copy that attacks and the certifier run; a stage with a faster backward returns it here."""
+        return self
+
+    def fused(self, following: Stage) -> Stage | None:
+        """One step that computes this stage and the following one faster, or None."""
+        return None
+
+
+class Chain(nn.Module):
+    """Consecutive stages and, at the end of a victim, its classifier."""
+
+    def __init__(self, stages: Iterable[Stage], classifier: nn.Module | None = None):
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.classifier = classifier
+        steps: list[Stage] = []
+        for stage in self.stages:
+            fused = steps[-1].fused(stage) if steps else None  # type: ignore[arg-type]
+            steps[-1:] = [fused] if fused else [*steps[-1:], stage]  # type: ignore[list-item]
+        # A tuple hides the fused steps from torch: they share the buffers of the stages registered above.
+        self.steps = tuple(steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = step(x)
+        return x if self.classifier is None else self.classifier(x)
+
+    def mask(self, valid: Tensor) -> Tensor:
+        for stage in self.stages:
+            valid = stage.mask(valid)  # type: ignore[operator]
+        return valid
+
+
+class Victim(Chain):
+    """A whole audio classifier.
+
+    Args:
+        stages: the front end, in order; names must be unique.
+        classifier: from the last representation to logits [batch, classes].
+        classes: the class names, in the order of the logits.
+        sample_rate: Hz of the waveform.
+        n_samples: length of the waveform the classifier was built for.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        classifier: nn.Module,
+        *,
+        classes: Sequence[str],
+        sample_rate: int,
+        n_samples: int,
+    ):
+        super().__init__(stages, classifier)
+        names = [WAVEFORM, *(stage.name for stage in stages)]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two stages of one chain share a name: {', '.join(names)}")
+        self.representations = tuple(names)
+        self.classes, self.sample_rate, self.n_samples = tuple(classes), sample_rate, n_samples
+
+    def split(self, name: str) -> tuple[Chain, Chain]:
+        """(head, tail) around the representation `name`: head ends with it, tail starts from it.
+
+        Raises:
+            ValueError: no such representation; lists those there are.
+        """
+        if name not in self.representations:
+            raise ValueError(f"this model has no representation '{name}' (choices: {', '.join(self.representations)})")
+        cut = self.representations.index(name)
+        stages: list[Stage] = list(self.stages)  # type: ignore[arg-type]
+        head, tail = Chain(stages[:cut]), Chain(stages[cut:], self.classifier)
+        return head.train(self.training), tail.train(self.training)
+
+    def bounds(self, name: str) -> tuple[float, float]:
+        """Lowest and highest legal value at the representation `name`."""
+        if name == WAVEFORM:
+            return (-1.0, 1.0)
+        return self.split(name)[0].stages[-1].bounds  # type: ignore[return-value]
+
+    def lipschitz(self, name: str) -> float | None:
+        """L2 Lipschitz constant of the map from waveform to `name`, or None: a perturbation of norm r there takes a
+        waveform perturbation of at least r divided by it."""
+        constant = 1.0
+        for stage in self.split(name)[0].stages:
+            if stage.lipschitz is None:
+                return None
+            constant *= float(stage.lipschitz)  # type: ignore[arg-type]
+        return constant
+
+    def defended(self, defenses: Sequence[Stage]) -> Victim:
+        """The same victim behind defenses of the waveform; it shares the weights."""
+        stages: list[Stage] = [*defenses, *self.stages]
+        assert self.classifier is not None
+        victim = Victim(
+            stages, self.classifier, classes=self.classes, sample_rate=self.sample_rate, n_samples=self.n_samples
+        )
+        return victim.train(self.training)
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter([*self.parameters(), *self.buffers()]), torch.empty(0)).device
+
+    def frozen(self) -> Victim:
+        """A copy in evaluation mode, parameters without gradients, batch norm folded into convolutions, dense
+        convolutions in channels_last, fast backwards where a layer has one; the same logits to 1e-5 and the same input
+        gradients, but no second derivatives."""
+        stages = [copy.deepcopy(stage).frozen() for stage in self.stages]  # type: ignore[operator]
+        classifier = fold_batch_norm(copy.deepcopy(self.classifier).eval())  # type: ignore[union-attr]
+        convolutions = [module for module in classifier.modules() if isinstance(module, nn.Conv2d)]
+        # Depthwise convolutions lose more in channels_last than the dense ones gain (measured on CPU).
+        if convolutions and all(module.groups == 1 for module in convolutions):
+            classifier = freeze_convolutions(classifier.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+        victim = Victim(
+            stages, classifier, classes=self.classes, sample_rate=self.sample_rate, n_samples=self.n_samples
+        )
+        return victim.eval().requires_grad_(False)
+
+
+def fold_batch_norm(classifier: nn.Module) -> nn.Module:
+    """Fold every batch norm that directly follows a convolution into its weights (evaluation mode only).
+    A model whose forward cannot be traced is returned as it is."""
+    from torch.fx.experimental.optimization import fuse
+
+    try:
+        return fuse(classifier)
+    except torch.fx.proxy.TraceError:
+        return classifier

@@ -1,0 +1,190 @@
+"""Attacks on smoothed classifiers: they find what is there, never inside a certified radius, and what contradicts a
+certificate is seen. The classifier is linear, so that the smoothed one is known exactly: it is the same half-space."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from src.evaluation.smoothed_attacks import (
+    BASELINES,
+    FIELDS,
+    Try,
+    attack_defended,
+    attack_smoothed,
+    contradicts,
+    defended,
+    escalate,
+    outcome,
+    vote,
+)
+from src.registry import DEFENSES
+from src.smoothing import ABSTAIN, Certificate, Certifier, Certify, ShapedNoise, summary
+from src.victims import checkpoint
+from src.victims.victim import Chain
+
+FREE = (-math.inf, math.inf)
+SIGMA, MARGIN = 0.5, 0.4
+SIZE = 400
+
+
+class Linear(nn.Module):
+    """Class 1 where the projection on `direction` (unit norm) is positive; the logits grow steeply."""
+
+    def __init__(self, direction: Tensor):
+        super().__init__()
+        self.register_buffer("direction", direction)
+
+    def forward(self, z: Tensor) -> Tensor:
+        score = 3 * (z @ self.direction)
+        return torch.stack([-score, score], 1)
+
+
+def direction() -> Tensor:
+    return nn.functional.normalize(torch.randn(SIZE, generator=torch.Generator().manual_seed(1)), dim=0)
+
+
+def certifier(shaped: ShapedNoise | None = None, **keys: object) -> Certifier:
+    options = {"n": 2000, "n0": 32, "attack_steps": 10, "attack_n": 2000, "batch_size": 400, **keys}
+    model = Linear(direction()).eval()
+    return Certifier(lambda x: x, model, Certify(**options), 16000, shaped)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", ["white", "falling"])
+def test_attack_stops_at_the_margin(shape: str) -> None:
+    amplitude = torch.linspace(2, 0.5, SIZE // 2 + 1)
+    shaped = ShapedNoise(amplitude, SIZE) if shape == "falling" else None
+    own = certifier(shaped)
+    w = direction()
+    x = MARGIN * w
+    # In the norm of the noise, the margin is that of the direction seen through it.
+    scale = 1.0 if shaped is None else 1 / float(shaped(w[None])[0].norm())
+    margin = MARGIN * scale
+    found = own(x, "clip", SIGMA)
+    assert found.label == 1
+    assert 0.8 * margin < found.radius <= margin
+    radii = [0.9 * margin, 1.2 * margin]
+    row = attack_smoothed(own, FREE, x, 1, "clip", SIGMA, found, radii)
+    assert tuple(row) == FIELDS[5:-1]
+    assert row["clean"] == 1
+    assert row["broken_at"] >= 0.9 * margin  # close to the border the vote may abstain
+    assert row["flipped_at"] == pytest.approx(1.2 * margin)
+    assert row["contradicts"] is False
+    assert attack_smoothed(own, FREE, x, 1, "clip", SIGMA, found, radii) == row
+    # The same certificate with a radius beyond the margin is wrong, and is caught.
+    wrong = Certificate(1, 1.3 * margin, 10)
+    assert attack_smoothed(own, FREE, x, 1, "clip", SIGMA, wrong, [])["contradicts"] is True
+    # So is one for the other class, without any attack.
+    assert attack_smoothed(own, FREE, x, 0, "clip", SIGMA, Certificate(0, 0.1, 10), [])["contradicts"] is True
+
+
+@pytest.mark.parametrize("kind", ["gain", "shift"])
+def test_parameters_are_attacked_too(kind: str) -> None:
+    """Class 1 up to a peak of 0.5: 6 dB above 0.25. Class 1 while the impulse is in the first half."""
+
+    def peak(x: Tensor) -> Tensor:
+        score = 20 * (0.5 - x.abs().amax(-1)) if kind == "gain" else x[:, :200].sum(1) - x[:, 200:].sum(1)
+        return torch.stack([-score, score], 1)
+
+    x = (
+        0.25 * torch.cos(torch.arange(400) / 9.0)
+        if kind == "gain"
+        else torch.zeros(400).index_fill(0, torch.tensor(100), 0.5)
+    )
+    own = Certifier(lambda x: x, peak, Certify(kind=kind, attack_n=500, batch_size=16), 1000)  # type: ignore[arg-type]
+    sigma, limit, beyond = (2.0, 6.02, 11.0) if kind == "gain" else (30.0, 99.5, 140.0)
+    row = attack_smoothed(own, FREE, x, 1, "clip", sigma, own(x, "clip", sigma), [limit - 2, beyond])
+    assert row["flipped_at"] == beyond
+    assert row["contradicts"] is False
+
+
+def test_budgets_grow_until_another_class_is_named() -> None:
+    answers = {0.0: 1, 1.0: ABSTAIN, 2.0: 0}
+    seen = []
+
+    def attack(start: Tensor, budget: float) -> Tensor:
+        seen.append(budget)
+        return start + budget
+
+    tries = escalate(attack, lambda point, _: answers[float(point)], torch.zeros(1, 1), 1, [4, 2, 1, 0])
+    assert seen == [1, 2]
+    assert outcome(tries, 1) == {"clean": 1, "broken_at": 1, "flipped_at": 2}
+    assert outcome(tries[:1], 1) == {"clean": 1, "broken_at": math.inf, "flipped_at": math.inf}
+    assert outcome([Try(0, 0, 0)], 1) == {"clean": 0, "broken_at": 0, "flipped_at": 0}
+
+
+def test_what_contradicts_a_certificate() -> None:
+    certificate = Certificate(1, 0.5, 100)
+    assert contradicts(certificate, Try(0.4, 0.4, 0))
+    assert not contradicts(certificate, Try(0.4, 0.4, ABSTAIN)), "an abstention claims nothing"
+    assert not contradicts(certificate, Try(0.4, 0.4, 1))
+    assert not contradicts(certificate, Try(0.5, 0.5, 0)), "the border itself is not certified"
+    assert not contradicts(Certificate(ABSTAIN, 0.0, 100), Try(0.0, 0.0, 0))
+
+
+@pytest.mark.parametrize("name", ["quantize", "noise_at_snr"])
+def test_defenses_are_attacked_through_their_randomness_and_rounding(name: str) -> None:
+    model = Linear(direction()).eval()
+    chain = Chain([DEFENSES[name](sample_rate=16000)], model).eval()
+    settings = Certify(radii=(0.3, 0.6), attack_steps=10, attack_n=200)
+    x = MARGIN * direction()
+    row = attack_defended(chain, settings, x, 1, "clip", name)
+    assert (row["clean"], row["broken_at"], row["flipped_at"]) == (1, 0.6, 0.6)
+    assert row["certified"] == row["radius"] == row["contradicts"] == "none"
+    assert attack_defended(chain, settings, x, 1, "clip", name) == row
+
+
+def test_every_baseline_stands_in_front_of_the_model(clips) -> None:  # type: ignore[no-untyped-def]
+    victim = checkpoint.build(model="bc_resnet", classes=list("abcd"), sample_rate=16000, n_samples=16000).eval()
+    chains = defended(victim, {name: DEFENSES[name](sample_rate=16000) for name in BASELINES})
+    assert list(chains) == ["undefended", *BASELINES]
+    x = clips.waveforms(slice(1))
+    with torch.no_grad():
+        torch.testing.assert_close(chains["undefended"](x), victim(x), rtol=1e-4, atol=1e-4)
+    for name in BASELINES:
+        assert next(iter(chains[name].stages)).name == name
+        assert chains[name](x).shape == (1, 4)
+
+
+def test_vote_abstains_and_ignores_nan() -> None:
+    x = torch.zeros(1, SIZE)
+    noisy = Chain([DEFENSES["noise_at_snr"](sample_rate=16000)], Linear(direction()).eval())
+    assert vote(noisy, x, 200, 0.001, 0, "clip") == ABSTAIN
+    assert vote(noisy, x + direction(), 200, 0.001, 0, "clip") == 1
+    broken = Chain([], nn.Linear(SIZE, 2))
+    nn.init.constant_(broken.classifier.weight, math.nan)  # type: ignore[union-attr, arg-type]
+    assert vote(broken, x, 1, 0.001, 0, "clip") == ABSTAIN
+
+
+def test_certified_and_attacked_side_by_side() -> None:
+    def row(
+        sigma: str, certified: str, radius: str, broken: str, wrong: str = "0", name: str = "smoothed"
+    ) -> dict[str, str]:
+        return {
+            "classifier": name, "sigma": sigma, "id": "a", "label": "1", "certified": certified, "radius": radius,
+            "broken_at": broken, "contradicts": wrong,
+        }  # fmt: skip
+
+    rows = [
+        row("0.1", "1", "0.3", "0.5"),
+        row("0.1", "-1", "0", "0.2"),
+        row("0.1", "0", "0.9", "0"),
+        row("0.1", "1", "0.1", "inf"),
+        row("none", "none", "none", "0.2", "none", "pagn"),
+    ]
+    lines = summary.side_by_side(rows, [0.2, 0.5])
+    assert [list(line.values()) for line in lines] == [
+        ["smoothed, sigma 0.1", "certified", "0.50", "0.25", "0.00"],
+        ["smoothed, sigma 0.1", "under attack", "0.75", "0.50", "0.25"],
+        ["pagn", "under attack", "1.00", "0.00", "0.00"],
+    ]
+    said, wrong = summary.verdict(rows, 0.001)
+    assert not wrong
+    assert "3 certificate" in said
+    said, wrong = summary.verdict([*rows, row("0.1", "1", "0.4", "0.1", "1")], 0.001)
+    assert wrong
+    assert "CERTIFICATE CONTRADICTED" in said
+    assert summary.verdict(rows[1:2], 0.001) == ("No certificate was put to the test: none has a radius.", False)
