@@ -11,7 +11,7 @@ from src.commands.shared_rows import collect
 from src.config import Config
 from src.datasets import store
 from src.distributed import team
-from src.evaluation import FIELDS, KEY
+from src.evaluation import ATTACK_FIELDS, ATTACK_KEY
 from src.output import results
 
 
@@ -36,11 +36,11 @@ def main(config: Config, args: argparse.Namespace) -> None:
                 sanity.plant_and_search(config, subjects, clips)
             return
 
-        def compute(rows: results.Rows) -> list[tuple[str, ...]]:
+        def compute(rows: results.RowFile) -> list[tuple[str, ...]]:
             return [key for one in subjects for key in attack(config, one, clips, heard, rows, members)]
 
         folder, given = config.results.results_dir / "attack", identity(config, everything, device)
-        rows = collect(members, (folder / "rows.csv", FIELDS, KEY, given), compute)
+        rows = collect(members, (folder / "rows.csv", ATTACK_FIELDS, ATTACK_KEY, given), compute)
         if members.leads:
             signs, searched = sanity.search(config, subjects, clips, rows, given, folder / "manifest.json")
             report(config, subjects, clips, rows, signs, searched)

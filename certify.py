@@ -7,7 +7,7 @@ import sys
 
 from src import cli
 from src.commands import selection
-from src.commands.certify import Run, warn
+from src.commands.certify import CertificationRun, warn
 from src.config import Config
 from src.datasets import store
 from src.distributed import team
@@ -35,7 +35,7 @@ def main(config: Config, args: argparse.Namespace) -> None:
         for model in models:
             if members.leads:
                 warn(model, config)
-            run = Run(config, model, shaped, clips, idx, members)
+            run = CertificationRun(config, model, shaped, clips, idx, members)
             rows = run.certify()
             attacked = run.attack(rows)
             if members.leads:

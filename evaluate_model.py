@@ -10,7 +10,7 @@ from src import cli
 from src.commands import selection
 from src.config import Config
 from src.datasets import store
-from src.evaluation.accuracy import confusion, per_class, predict, summarize
+from src.evaluation.accuracy import confusion, logits_of, per_class, summarize
 from src.output import figures, results
 
 
@@ -31,7 +31,7 @@ def main(config: Config, args: argparse.Namespace) -> None:
     table = []
     for model in models:
         name = model.name
-        logits = predict(model.victim, clips, device=device, title=name)
+        logits = logits_of(model.victim, clips, device=device, title=name)
         table.append({"model": name, **summarize(logits, clips.labels)})
         counts = confusion(clips.labels, logits.argmax(1), len(clips.classes))
         title = f"{name}, {split}"

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.timing import Work, in_turns
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel
 from src.victims.victim import Victim
@@ -76,7 +76,7 @@ def run(victim: Victim, x: Tensor, repeats: int, eps: tuple[float, ...] = (2e-4,
     frozen = victim.frozen()
     y = plain(x).argmax(1)
     rows = []
-    streams = lambda: Streams(0, [str(i) for i in range(len(x))], "bench")  # noqa: E731
+    streams = lambda: RandomStreams(0, [str(i) for i in range(len(x))], "bench")  # noqa: E731
     works: dict[tuple[str, str], Work] = {
         ("", "raw limit"): lambda: raw_limit(plain, x, y, STEPS),
         ("frozen model's passes", "ours"): lambda: raw_limit(frozen, x, y, STEPS),
@@ -86,7 +86,7 @@ def run(victim: Victim, x: Tensor, repeats: int, eps: tuple[float, ...] = (2e-4,
 
         def ours(early_exit: bool, threat: ThreatModel = threat) -> Tensor:
             return ATTACKS["pgd"](
-                frozen, x, y, threat, generator=streams(), targeted=False,
+                frozen, x, y, threat, rng=streams(), targeted=False,
                 steps=STEPS, random_start=False, early_exit=early_exit,
             )  # fmt: skip
 
@@ -115,10 +115,10 @@ def carlini_wagner(
     import foolbox
 
     def ours() -> Tensor:
-        streams = Streams(0, [str(i) for i in range(len(x))], "bench")
+        streams = RandomStreams(0, [str(i) for i in range(len(x))], "bench")
         threat = ThreatModel("l2", bounds=(-1.0, 1.0))
         keys = {"search_steps": 5, "steps": 100}
-        return ATTACKS["cw"](frozen, x, y, threat, generator=streams, targeted=False, **keys)
+        return ATTACKS["cw"](frozen, x, y, threat, rng=streams, targeted=False, **keys)
 
     def peer(stepsize: float) -> Tensor:
         attack = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=5, steps=100, stepsize=stepsize)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import seconds
-from src.datasets.prepare import Data, prepare
+from src.datasets.prepare import DataSettings, prepare
 from src.datasets.store import load
 from src.registry import FRONTENDS
 from src.training.batches import Source
@@ -175,7 +175,7 @@ def run(data_dir: Path | None, repeats: int, per_class: int = 13) -> list[dict[s
         with tempfile.TemporaryDirectory() as scratch:
             files, store = Path(scratch, "files"), Path(scratch, "store")
             recordings(data_dir, files, per_class)
-            prepare(Data(source="folder", data_dir=store), {"source_dir": files})
+            prepare(DataSettings(source="folder", data_dir=store), {"source_dir": files})
             return [r for front_end in PEERS for r in measure(front_end, files, store, repeats)]
     finally:
         torch.set_num_threads(threads)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import seconds
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import FRONTENDS, INVERSIONS
 from src.victims.victim import Chain
 
@@ -50,8 +50,8 @@ def run(clips: Tensor, sample_rate: int, repeats: int = 5) -> list[dict]:
     for name in ("nnls", "griffin_lim"):
 
         def ours(name: str = name) -> Tensor:
-            streams = Streams(0, [str(i) for i in range(len(clips))], "inversion")
-            return INVERSIONS[name](head, z, clips, generator=streams, iterations=ITERATIONS)
+            streams = RandomStreams(0, [str(i) for i in range(len(clips))], "inversion")
+            return INVERSIONS[name](head, z, clips, rng=streams, iterations=ITERATIONS)
 
         ours_error, ours_seconds = error(ours()[: len(mel)]), seconds(ours, repeats) / len(clips)
         rows.append(

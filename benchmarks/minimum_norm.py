@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel
 from src.victims.victim import Victim
@@ -63,7 +63,7 @@ def run(victim: Victim, x: Tensor, repeats: int) -> list[dict[str, Any]]:
             size, seconds = measure(
                 lambda name=name, keys=keys: ATTACKS[name](  # type: ignore[misc]
                     frozen, x, y, ThreatModel("l2", bounds=(-1.0, 1.0)),
-                    generator=Streams(0, [str(i) for i in range(len(x))], "bench"), targeted=False, **keys,
+                    rng=RandomStreams(0, [str(i) for i in range(len(x))], "bench"), targeted=False, **keys,
                 )
             )  # fmt: skip
             peer = "foolbox DDN 200, init_eps .05"

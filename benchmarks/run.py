@@ -20,7 +20,7 @@ import torch  # noqa: E402
 
 from benchmarks import attacks, certify, data_path, front_end, inversion, minimum_norm, scale, strength  # noqa: E402
 from src.datasets import store  # noqa: E402
-from src.datasets.prepare import Data, prepare  # noqa: E402
+from src.datasets.prepare import DataSettings, prepare  # noqa: E402
 from src.output import results  # noqa: E402
 from src.victims import checkpoint  # noqa: E402
 from src.victims.victim import Victim  # noqa: E402
@@ -39,7 +39,7 @@ def processor() -> str:
 
 def test_clips(data: Path, folder: Path) -> store.Clips:
     """The test split of the keywords."""
-    prepare(Data(source="speech_commands", data_dir=folder), {"source_dir": data})
+    prepare(DataSettings(source="speech_commands", data_dir=folder), {"source_dir": data})
     return store.load(folder, "test")
 
 

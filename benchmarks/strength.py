@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel
 from src.victims.victim import Victim
@@ -46,7 +46,7 @@ def run(victims: Mapping[str, Victim], x: Tensor, labels: Tensor, eps: float = 0
         middle = time.perf_counter()
         ours = ATTACKS["apgd"](
             frozen, x, labels, ThreatModel("linf", eps, (-1.0, 1.0)), steps=steps, targeted=False,
-            generator=Streams(0, [str(i) for i in range(len(x))], "bench"),
+            rng=RandomStreams(0, [str(i) for i in range(len(x))], "bench"),
         )  # fmt: skip
         seconds = (time.perf_counter() - middle, middle - start)
         robust = [float((plain(z).argmax(1) == labels).float().mean()) for z in (ours, theirs)]

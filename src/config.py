@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from src.datasets.prepare import Data
-from src.evaluation import Attack
-from src.output.results import Results
+from src.datasets.prepare import DataSettings
+from src.evaluation import AttackSettings
+from src.output.results import ResultsSettings
 from src.registry import (
     ATTACKS,
     DATASETS,
@@ -33,12 +33,12 @@ from src.registry import (
     choose,
     keys_of,
 )
-from src.smoothing import Certify
-from src.training import Training
+from src.smoothing import CertifySettings
+from src.training import TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrontEnd:
+class FrontEndSettings:
     """From waveform to features.
 
     Args:
@@ -52,7 +52,7 @@ class FrontEnd:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class ModelSettings:
     """The classifiers.
 
     Args:
@@ -63,7 +63,7 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defense:
+class DefenseSettings:
     """Transformations in front of every model that is evaluated, attacked or certified.
 
     Args:
@@ -74,7 +74,7 @@ class Defense:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inversion:
+class InversionSettings:
     """Back to audio from an attacked representation.
 
     Args:
@@ -85,15 +85,15 @@ class Inversion:
 
 
 SECTIONS: dict[str, type] = {
-    "TRAINING": Training,
-    "DATA": Data,
-    "RESULTS": Results,
-    "FRONTEND": FrontEnd,
-    "MODEL": Model,
-    "DEFENSE": Defense,
-    "ATTACK": Attack,
-    "INVERSION": Inversion,
-    "CERTIFY": Certify,
+    "TRAINING": TrainingSettings,
+    "DATA": DataSettings,
+    "RESULTS": ResultsSettings,
+    "FRONTEND": FrontEndSettings,
+    "MODEL": ModelSettings,
+    "DEFENSE": DefenseSettings,
+    "ATTACK": AttackSettings,
+    "INVERSION": InversionSettings,
+    "CERTIFY": CertifySettings,
 }
 COMPONENTS: dict[str, Registry] = {
     "TRAINING": METHODS,
@@ -110,15 +110,15 @@ COMPONENTS: dict[str, Registry] = {
 class Config:
     """Every choice of a run. `component(section, name)` gives a component's keyword arguments."""
 
-    training: Training
-    data: Data
-    results: Results
-    frontend: FrontEnd
-    model: Model
-    defense: Defense
-    attack: Attack
-    inversion: Inversion
-    certify: Certify
+    training: TrainingSettings
+    data: DataSettings
+    results: ResultsSettings
+    frontend: FrontEndSettings
+    model: ModelSettings
+    defense: DefenseSettings
+    attack: AttackSettings
+    inversion: InversionSettings
+    certify: CertifySettings
     components: Mapping[str, Mapping[str, Any]]
     text: Mapping[str, Mapping[str, str]]
 

@@ -24,7 +24,7 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-class Streams:
+class RandomStreams:
     """One random stream per example of a batch.
 
     Args:
@@ -44,10 +44,10 @@ class Streams:
     def __len__(self) -> int:
         return len(self.generators)
 
-    def select(self, index: Tensor) -> Streams:
+    def select(self, index: Tensor) -> RandomStreams:
         """The streams of the examples at `index` (long or bool tensor [batch]); they go on where they stand."""
         chosen = index.nonzero().flatten() if index.dtype == torch.bool else index
-        view = object.__new__(Streams)
+        view = object.__new__(RandomStreams)
         view.generators = [self.generators[i] for i in chosen.tolist()]
         return view
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import PlainValidator
 from torch import Tensor
 
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 
 NORMS = ("linf", "l2", "l1", "l0")
 TOLERANCE = 1e-4
@@ -168,15 +168,15 @@ class ThreatModel:
         best = flat.abs().argmax(1, keepdim=True)
         return torch.zeros_like(flat).scatter(1, best, flat.gather(1, best).sign()).view_as(gradient)
 
-    def random_start(self, x: Tensor, generator: Streams) -> Tensor:
+    def random_start(self, x: Tensor, rng: RandomStreams) -> Tensor:
         """A point of the ball: uniform in the box for linf; random direction and uniform radius for l2 and l1."""
         eps = column(self.budgets(x), x)
         if self.norm == "linf":
-            noise = (2 * generator.uniform(x) - 1) * eps
+            noise = (2 * rng.uniform(x) - 1) * eps
         else:
-            noise = self.masked(generator.normal(x))
+            noise = self.masked(rng.normal(x))
             norm = "l2" if self.norm == "l2" else "l1"
-            radius = column(generator.uniform(x.flatten(1)[:, :1]).flatten(), x)
+            radius = column(rng.uniform(x.flatten(1)[:, :1]).flatten(), x)
             noise = noise / column(norm_of(noise, norm), x).clamp_min(1e-30) * radius * eps
         return self.project(x + noise, x)
 

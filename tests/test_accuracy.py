@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.datasets.store import Clips
-from src.evaluation.accuracy import confusion, per_class, predict, summarize, wilson
+from src.evaluation.accuracy import confusion, logits_of, per_class, summarize, wilson
 from src.victims import checkpoint
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
@@ -58,6 +58,6 @@ def test_predictions_do_not_depend_on_the_batch(clips: Clips) -> None:
     victim = checkpoint.build(
         model="tc_resnet8", classes=clips.classes, sample_rate=clips.sample_rate, n_samples=clips.n_samples
     )
-    logits = predict(victim, clips)
+    logits = logits_of(victim, clips)
     assert logits.shape == (len(clips), 4)
-    torch.testing.assert_close(logits, predict(victim, clips, batch_size=3), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits, logits_of(victim, clips, batch_size=3), atol=1e-4, rtol=1e-4)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from src.losses import fooled
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel
 from src.victims.adaptive import Bpda, Eot, adaptive, once
@@ -48,8 +48,8 @@ class Noise(Stage):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.sigma * torch.randn_like(x)
 
-    def draw(self, x: Tensor, generator: Streams) -> Tensor:
-        return x + self.sigma * generator.normal(x)
+    def draw(self, x: Tensor, rng: RandomStreams) -> Tensor:
+        return x + self.sigma * rng.normal(x)
 
 
 class Shorten(Round):
@@ -98,7 +98,7 @@ def test_attack_needs_bpda_and_gets_through_with_it() -> None:
     y, threat = chain(X).argmax(1), ThreatModel("linf", 0.6)
 
     def success(model: nn.Module) -> float:
-        x_adv = ATTACKS["pgd"](model, X, y, threat, generator=Streams(0, "abcde", "pgd"), targeted=False)
+        x_adv = ATTACKS["pgd"](model, X, y, threat, rng=RandomStreams(0, "abcde", "pgd"), targeted=False)
         return float(fooled(chain(x_adv), y).float().mean())
 
     wrapped = adaptive(chain)
@@ -110,27 +110,27 @@ def test_attack_needs_bpda_and_gets_through_with_it() -> None:
 
 def test_eot_is_the_log_of_the_mean_probability() -> None:
     chain = Chain([Noise(0.5)], net())
-    eot = adaptive(chain, generator=Streams(0, "abcde", "eot"), draws=7)
+    eot = adaptive(chain, rng=RandomStreams(0, "abcde", "eot"), draws=7)
     assert isinstance(eot, Eot)
-    same = Streams(0, "abcde", "eot")
+    same = RandomStreams(0, "abcde", "eot")
     mean = torch.stack([once(chain, X, same).softmax(1) for _ in range(7)]).mean(0)
     torch.testing.assert_close(eot(X), mean.log())
-    with pytest.raises(ValueError, match="generator"):
+    with pytest.raises(ValueError, match="random streams"):
         adaptive(chain)
 
 
 def test_eot_draws_belong_to_the_example() -> None:
     chain = Chain([Noise(0.5)], net())
     keep = torch.tensor([3, 1])
-    whole = Eot(chain, 3, Streams(0, "abcde", "eot"))(X)
-    part = Eot(chain, 3, Streams(0, "abcde", "eot")).select(keep)(X[keep])
+    whole = Eot(chain, 3, RandomStreams(0, "abcde", "eot"))(X)
+    part = Eot(chain, 3, RandomStreams(0, "abcde", "eot")).select(keep)(X[keep])
     torch.testing.assert_close(whole[keep], part)
 
 
 def test_both_at_once_pass_a_gradient() -> None:
     chain = Chain([Noise(0.1), Round()], net())
     leaf = X.clone().requires_grad_()
-    model = adaptive(chain, generator=Streams(0, "abcde", "eot"), draws=3)
+    model = adaptive(chain, rng=RandomStreams(0, "abcde", "eot"), draws=3)
     (grad,) = torch.autograd.grad(model(leaf)[:, 0].sum(), leaf)
     assert (grad != 0).float().mean() > 0.9
 
@@ -141,4 +141,4 @@ def test_bpda_keeps_what_the_stage_knows() -> None:
     wrapped = Bpda(stage)
     assert (wrapped.name, wrapped.bounds, wrapped.randomized) == ("noise", (-2.0, 2.0), True)
     assert wrapped.differentiable
-    assert torch.equal(wrapped.draw(X, Streams(0, "abcde", "x")), stage.draw(X, Streams(0, "abcde", "x")))
+    assert torch.equal(wrapped.draw(X, RandomStreams(0, "abcde", "x")), stage.draw(X, RandomStreams(0, "abcde", "x")))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from src.attacks.minimum_norm.search import DUAL
 from src.losses import LOSSES, fooled
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
 
@@ -33,8 +33,8 @@ def nearest(model: nn.Linear, x: Tensor, y: Tensor, norm: str) -> Tensor:
 def run(
     name: str, model: object, x: Tensor, y: Tensor, threat: ThreatModel, targeted: bool = False, **keys: object
 ) -> Tensor:
-    streams = keys.pop("streams", None) or Streams(0, [str(i) for i in range(len(x))], name)
-    return ATTACKS[name](model, x, y, threat, generator=streams, targeted=targeted, **keys)
+    streams = keys.pop("streams", None) or RandomStreams(0, [str(i) for i in range(len(x))], name)
+    return ATTACKS[name](model, x, y, threat, rng=streams, targeted=targeted, **keys)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -96,7 +96,9 @@ def test_the_same_alone_and_in_a_batch(name: str) -> None:
     x_adv = run(name, net, x, y, threat, steps=20)
     for i in range(BATCH):
         only = torch.tensor([i])
-        alone = run(name, net, x[only], y[only], threat.select(only), steps=20, streams=Streams(0, [str(i)], name))
+        alone = run(
+            name, net, x[only], y[only], threat.select(only), steps=20, streams=RandomStreams(0, [str(i)], name)
+        )
         torch.testing.assert_close(alone, x_adv[only], rtol=0, atol=1e-9)
 
 

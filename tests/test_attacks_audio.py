@@ -13,7 +13,7 @@ from src.attacks.audio.psychoacoustic import Masking
 from src.attacks.controls.time_shuffled import shuffled
 from src.attacks.gradients.universal import _placed
 from src.perception import snr
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
 
@@ -60,8 +60,8 @@ def run(
     ids: list[int] | None = None,
     **keys: object,
 ) -> Tensor:
-    streams = Streams(0, [str(i) for i in ids or range(len(x))], name)
-    return ATTACKS[name](Net(), x, y, threat, generator=streams, targeted=targeted, **{**KEYS.get(name, {}), **keys})
+    streams = RandomStreams(0, [str(i) for i in ids or range(len(x))], name)
+    return ATTACKS[name](Net(), x, y, threat, rng=streams, targeted=targeted, **{**KEYS.get(name, {}), **keys})
 
 
 @pytest.mark.parametrize("name", [*AUDIO, "universal"])
@@ -126,7 +126,7 @@ def test_nothing_outside_the_band(norm: str, inside: bool, batch: tuple[Tensor, 
     threat = ThreatModel(norm, 0.01 if norm == "linf" else 0.5, (-1.0, 1.0))
     keys: dict[str, object] = {"low_hz": 700.0, "high_hz": 1300.0, "inside": inside, "early_exit": False}
     x_adv = ATTACKS["band_limited"](
-        lambda x: Net()(x.float()), x, y, threat, generator=Streams(0, "abcdef", ""), targeted=False,
+        lambda x: Net()(x.float()), x, y, threat, rng=RandomStreams(0, "abcdef", ""), targeted=False,
         sample_rate=RATE, **keys,
     )  # fmt: skip
     power = torch.fft.rfft(x_adv - x).abs().square()
@@ -155,7 +155,7 @@ def test_playback_is_delay_band_and_level() -> None:
     torch.manual_seed(0)
     x = torch.zeros(3, 2000)
     x[:, 800:900] = 0.1 * torch.randn(100)
-    streams = Streams(0, "abc", "")
+    streams = RandomStreams(0, "abc", "")
     plain: dict[str, float] = {"shift_s": 0.1, "reverberation_s": 0.0, "low_hz": 0.0, "high_hz": 0.0, "level_db": 0.0}
     n = padded(x, RATE, 0.1, 0.0)
     out = play(x, playback(x, streams, sample_rate=RATE, **plain), n)  # type: ignore[arg-type]
@@ -189,7 +189,7 @@ def test_over_the_air_survives_playback_better_than_pgd(batch: tuple[Tensor, Ten
     n = padded(x, RATE, 0.1, 0.3)
 
     def survival(x_adv: Tensor) -> float:
-        streams, fooled = Streams(9, [str(i) for i in range(len(x))], "judge"), []
+        streams, fooled = RandomStreams(9, [str(i) for i in range(len(x))], "judge"), []
         for _ in range(20):
             response = playback(
                 x,
@@ -204,7 +204,7 @@ def test_over_the_air_survives_playback_better_than_pgd(batch: tuple[Tensor, Ten
             fooled.append((Net()(play(x_adv, response, n)).argmax(1) != y).float().mean())
         return float(torch.stack(fooled).mean())
 
-    barely = ATTACKS["pgd"](Net(), x, y, threat, generator=Streams(0, "abcdef", ""), targeted=False)
+    barely = ATTACKS["pgd"](Net(), x, y, threat, rng=RandomStreams(0, "abcdef", ""), targeted=False)
     assert survival(run("over_the_air", x, y, threat, steps=20)) > survival(barely)
 
 
@@ -245,7 +245,7 @@ def test_shuffling_keeps_every_entry_and_the_mask() -> None:
     delta = torch.randn(3, 2, 50)
     mask = (torch.arange(50) < torch.tensor([50, 30, 10])[:, None])[:, None]
     delta = delta * mask
-    out = shuffled(delta, ThreatModel("l2", mask=mask), Streams(0, "abc", ""))
+    out = shuffled(delta, ThreatModel("l2", mask=mask), RandomStreams(0, "abc", ""))
     assert torch.equal(out * mask, out)
     torch.testing.assert_close(out.sort(-1).values, delta.sort(-1).values)
     assert not torch.equal(out, delta)

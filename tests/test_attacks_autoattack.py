@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from src.attacks.gradients.autoattack import flags
 from src.losses import fooled
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
 
@@ -28,8 +28,8 @@ def problem(classes: int = 5) -> tuple[nn.Module, Tensor, Tensor]:
 def run(
     name: str, model: object, x: Tensor, y: Tensor, threat: ThreatModel, targeted: bool = False, **keys: object
 ) -> Tensor:
-    streams = Streams(0, [str(i) for i in range(len(x))], name)
-    return ATTACKS[name](model, x, y, threat, generator=streams, targeted=targeted, **keys)
+    streams = RandomStreams(0, [str(i) for i in range(len(x))], name)
+    return ATTACKS[name](model, x, y, threat, rng=streams, targeted=targeted, **keys)
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.25), ("l1", 0.9)])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from src.attacks.labels.oracle import WIDTHS, _colored
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
 
@@ -57,7 +57,7 @@ def distances(model: Linear, x: Tensor, norm: str) -> Tensor:
 def run(name: str, model: Linear, x: Tensor, y: Tensor, threat: ThreatModel, **keys: object) -> Tensor:
     ids = keys.pop("ids", [str(i) for i in range(len(x))])
     return ATTACKS[name](
-        model, x, y, threat, generator=Streams(0, ids, name), targeted=keys.pop("targeted", False), **keys
+        model, x, y, threat, rng=RandomStreams(0, ids, name), targeted=keys.pop("targeted", False), **keys
     )  # type: ignore[arg-type]
 
 

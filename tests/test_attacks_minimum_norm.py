@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from src.attacks.minimum_norm.search import DUAL
 from src.losses import fooled
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
 
@@ -44,8 +44,8 @@ def distance(model: nn.Linear, x: Tensor, y: Tensor, norm: str, targeted: bool =
 def run(
     name: str, model: object, x: Tensor, y: Tensor, threat: ThreatModel, targeted: bool = False, **keys: object
 ) -> Tensor:
-    streams = Streams(0, [str(i) for i in range(len(x))], name)
-    return ATTACKS[name](model, x, y, threat, generator=streams, targeted=targeted, **keys)
+    streams = RandomStreams(0, [str(i) for i in range(len(x))], name)
+    return ATTACKS[name](model, x, y, threat, rng=streams, targeted=targeted, **keys)
 
 
 @pytest.mark.parametrize(("name", "norm", "most"), CASES)

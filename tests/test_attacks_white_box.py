@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from src.losses import fooled
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
 
@@ -37,7 +37,7 @@ def run(
     name: str, model: object, x: Tensor, y: Tensor, threat: ThreatModel, targeted: bool = False, **keys: object
 ) -> Tensor:
     ids = [str(i) for i in range(len(x))]
-    return ATTACKS[name](model, x, y, threat, generator=Streams(0, ids, name), targeted=targeted, **keys)
+    return ATTACKS[name](model, x, y, threat, rng=RandomStreams(0, ids, name), targeted=targeted, **keys)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.evaluation import Attack
-from src.random_streams import Streams
+from src.evaluation import AttackSettings
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
 
@@ -52,8 +52,8 @@ def quick(name: str) -> dict[str, int]:
 def run(
     name: str, net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, ids: str = "abcd", **keys: bool
 ) -> Tensor:
-    generator = Streams(0, ids, name)
-    return ATTACKS[name](net, x, y, threat, **{"generator": generator, "targeted": False, **quick(name), **keys})
+    rng = RandomStreams(0, ids, name)
+    return ATTACKS[name](net, x, y, threat, **{"rng": rng, "targeted": False, **quick(name), **keys})
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
@@ -105,7 +105,7 @@ def test_empty_batch_wrong_norm_and_targets(name: str) -> None:
             run(name, net, x, y, ThreatModel(wrong, 0.1))
         if ATTACKS[name].kind == "budget":
             with pytest.raises(ValueError, match=wrong):
-                Attack(names=(name,), norm=wrong)
+                AttackSettings(names=(name,), norm=wrong)
     if not ATTACKS[name].targetable:
         with pytest.raises(ValueError, match="target"):
             run(name, net, x, y, ThreatModel(norm, 0.1), targeted=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from src.datasets.prepare import KEYWORDS, Data, prepare
+from src.datasets.prepare import KEYWORDS, DataSettings, prepare
 from src.datasets.source import Corpus
 from src.datasets.store import load
 from src.registry import DATASETS
@@ -102,7 +102,7 @@ def test_prepared_crops_are_the_loudest_of_each_part(subset: Path, tmp_path: Pat
     loud[100:900] = 1000
     loud[1900:2700] = 2000
     soundfile.write(subset / "84/7/84-7-0000.flac", loud, RATE, subtype="PCM_16")
-    data = Data(source="librispeech", data_dir=tmp_path / "store", sample_rate=RATE, seconds=0.1)
+    data = DataSettings(source="librispeech", data_dir=tmp_path / "store", sample_rate=RATE, seconds=0.1)
     options = {"source_dir": subset, "splits_dir": str(tmp_path / "splits"), "crops": 2}
     facts, done = prepare(data, options)
     assert done

@@ -15,7 +15,7 @@ from prepare_dataset import main
 from src import cli
 from src.datasets import writer
 from src.datasets.decode import DamagedError, loudest, read, to_clip
-from src.datasets.prepare import Data, prepare
+from src.datasets.prepare import DataSettings, prepare
 from src.datasets.source import Sound
 from src.datasets.store import SPLITS, load
 
@@ -33,8 +33,8 @@ def corpus(root: Path, takes: int = 10, classes: tuple[str, ...] = ("a", "b")) -
     return root
 
 
-def settings(tmp_path: Path, **changes: object) -> Data:
-    return Data(**{"source": "folder", "data_dir": tmp_path / "store", "seconds": 0.1, **changes})  # type: ignore[arg-type]
+def settings(tmp_path: Path, **changes: object) -> DataSettings:
+    return DataSettings(**{"source": "folder", "data_dir": tmp_path / "store", "seconds": 0.1, **changes})  # type: ignore[arg-type]
 
 
 def test_sixteen_bits_pass_bit_by_bit(tmp_path: Path) -> None:
@@ -240,4 +240,4 @@ def test_full_disk_through_the_script(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/somewhere")
-    assert Data(data_dir=Path("~/x")).data_dir == Path("/somewhere/x")
+    assert DataSettings(data_dir=Path("~/x")).data_dir == Path("/somewhere/x")

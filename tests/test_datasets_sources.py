@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from src.datasets.prepare import KEYWORDS, Data, prepare
+from src.datasets.prepare import KEYWORDS, DataSettings, prepare
 from src.datasets.speech_commands import speech_commands
 from src.datasets.splits import hash_split, seeded_split
 from src.datasets.store import SPLITS, load
@@ -93,7 +93,7 @@ def test_archive_equals_folder(commands: Path, tmp_path: Path) -> None:
         file.add(commands, arcname=".")
     data = {"source": "speech_commands", "seconds": 0.1, "include_dirs": ("yes", "cat", "_unknown_", "_silence_")}
     for name, source in (("folder", commands), ("tar", archive)):
-        prepare(Data(data_dir=tmp_path / name, **data), {"source_dir": source})  # type: ignore[arg-type]
+        prepare(DataSettings(data_dir=tmp_path / name, **data), {"source_dir": source})  # type: ignore[arg-type]
     for split in SPLITS:
         for ending in (".npy", ".json"):
             assert (tmp_path / "tar" / (split + ending)).read_bytes() == (
@@ -168,7 +168,7 @@ def test_fsdd_by_digit_and_by_speaker(tmp_path: Path) -> None:
 
 
 def test_real_fsdd_eight_kilohertz(shared: Path, tmp_path: Path) -> None:
-    prepare(Data(source="fsdd", data_dir=tmp_path / "s", include_dirs=("3",)), {"source_dir": shared / "fsdd"})
+    prepare(DataSettings(source="fsdd", data_dir=tmp_path / "s", include_dirs=("3",)), {"source_dir": shared / "fsdd"})
     clips = load(tmp_path / "s", "test")
     assert len(clips) == 20
     for i, name in enumerate(clips.ids):

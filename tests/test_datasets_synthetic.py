@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.datasets.prepare import Data, prepare
+from src.datasets.prepare import DataSettings, prepare
 from src.datasets.store import SPLITS, load
 from src.datasets.synthetic import scene, split_voices
 from src.registry import DATASETS
@@ -17,7 +17,7 @@ SMALL = {"train": 3, "validation": 2, "test": 2}
 
 
 def make(folder: Path, words: Sequence[str] = ("yes", "no"), seed: int = 0, workers: int = 2) -> dict[str, np.ndarray]:
-    prepare(Data(data_dir=folder, include_dirs=tuple(words), seed=seed), SMALL, workers=workers)
+    prepare(DataSettings(data_dir=folder, include_dirs=tuple(words), seed=seed), SMALL, workers=workers)
     return {split: np.array(load(folder, split).samples) for split in SPLITS}
 
 

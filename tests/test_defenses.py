@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import DEFENSES
 from src.victims import checkpoint
 from src.victims.victim import Stage
@@ -80,7 +80,7 @@ def test_noise_has_the_asked_snr_and_its_own_stream() -> None:
     torch.testing.assert_close(
         10 * torch.log10(x.square().sum(1) / noise.square().sum(1)), torch.full((2,), 20.0), atol=0.3, rtol=0
     )
-    draws = [stage.draw(x, Streams(0, ["a", "b"], "noise")) for _ in range(2)]
+    draws = [stage.draw(x, RandomStreams(0, ["a", "b"], "noise")) for _ in range(2)]
     assert torch.equal(draws[0], draws[1])
 
 
@@ -100,7 +100,7 @@ def test_pagn_is_proportional_and_has_its_own_stream() -> None:
     stage = DEFENSES["pagn"](sample_rate=RATE, ratio=0.5)
     x = tone(440)
     x[:, : RATE // 2] = 0
-    streams = [Streams(0, ["a"], "noise") for _ in range(3)]
+    streams = [RandomStreams(0, ["a"], "noise") for _ in range(3)]
     noise = stage.draw(x, streams[0]) - x
     torch.testing.assert_close(stage.draw(x, streams[1]) - x, noise)
     # As loud as the clip: ten times the clip, ten times the noise; none in silence, none far from the clip's band.
@@ -110,6 +110,6 @@ def test_pagn_is_proportional_and_has_its_own_stream() -> None:
     assert power[300:600].sum() > 0.99 * power.sum()
     assert torch.equal(DEFENSES["pagn"](sample_rate=RATE, ratio=0.0)(x), x)
     loud = torch.randn(1, 8 * RATE, generator=torch.Generator().manual_seed(0))
-    ratio = float((stage.draw(loud, Streams(0, ["b"], "noise")) - loud).norm() / loud.norm())
+    ratio = float((stage.draw(loud, RandomStreams(0, ["b"], "noise")) - loud).norm() / loud.norm())
     assert 0.1 < ratio < 0.5, "overlapping frames average their noise"
     assert stage.lipschitz is None

@@ -13,7 +13,7 @@ from torch import nn
 
 from src.attacks import core
 from src.datasets.store import Clips
-from src.evaluation import FIELDS, Attack, Evaluation, Outcome, summary
+from src.evaluation import ATTACK_FIELDS, AttackSettings, Evaluation, Outcome, summary
 from src.evaluation.evaluate import Counter
 from src.evaluation.masks import sample_mask
 from src.output import results
@@ -58,7 +58,7 @@ def through_a_wav(folder: Path):
 def outcomes(
     victim: Victim, clips: Clips, folder: Path, name: str, eps: str | None, inversion: str = "gain_mask", **keys: object
 ) -> list[Outcome]:
-    settings = Attack(**{"speech": False, **keys})
+    settings = AttackSettings(**{"speech": False, **keys})
     judge = Evaluation(victim, settings, INVERSIONS[inversion], torch.device("cpu"))
     budget = None if eps is None else Budget.parse(eps)
     options = {"pgd": {"steps": 8}, "cw": {"steps": 60, "search_steps": 3}}.get(name, {})
@@ -79,7 +79,7 @@ def test_rows_do_not_depend_on_the_batch(victim: Victim, clips: Clips, tmp_path:
     whole, single = (
         [o.row for o in outcomes(victim, clips, tmp_path, "pgd", eps, stage=stage, batch_size=size)] for size in (16, 1)
     )
-    assert set(whole[0]) == set(FIELDS) - {"model", "checkpoint"}
+    assert set(whole[0]) == set(ATTACK_FIELDS) - {"model", "checkpoint"}
     for one, other in zip(whole, single, strict=True):
         for column in set(one) - {"seconds"}:
             if isinstance(one[column], float):
@@ -169,7 +169,7 @@ def test_the_judge_does_not_trust_the_attack(
 ) -> None:
     """An attack that leaves the ball gets no success from it."""
 
-    def cheat(model, x, y, threat, *, generator, targeted):
+    def cheat(model, x, y, threat, *, rng, targeted):
         return -x.flip(1)
 
     cheat.norms, cheat.kind = ("linf",), "budget"
@@ -184,7 +184,7 @@ def test_inversion_only_control_and_stage_error(victim: Victim, clips: Clips, tm
     same = [row["prediction_inversion"] == row["prediction"] for row in rows]
     assert sum(same) >= 0.9 * len(same), "a gain mask of one is the identity"
     with pytest.raises(ValueError, match="no representation 'meld'"):
-        Evaluation(victim, Attack(stage="meld"), INVERSIONS["gain_mask"], torch.device("cpu"))
+        Evaluation(victim, AttackSettings(stage="meld"), INVERSIONS["gain_mask"], torch.device("cpu"))
 
 
 def test_counter_counts_per_example() -> None:
@@ -211,7 +211,7 @@ def test_sample_mask() -> None:
 def rows_of(decide: list[tuple[bool, bool]], eps: str = "0.1", attack: str = "pgd") -> Iterator[dict[str, str]]:
     """One row per (right on the clean clip, right under attack)."""
     for i, (clean, attacked) in enumerate(decide):
-        row = dict.fromkeys(FIELDS, 0.0)
+        row = dict.fromkeys(ATTACK_FIELDS, 0.0)
         row |= {
             "model": "m", "attack": attack, "eps": eps, "id": i, "norm": "linf", "label": 1, "prediction": int(clean),
             "correct": clean, "feasible": True, "prediction_stage": int(attacked), "prediction_wav": int(attacked),
@@ -244,10 +244,10 @@ def test_wilson() -> None:
 
 def test_attack_section_refuses_what_cannot_work() -> None:
     with pytest.raises(ValueError, match="dB"):
-        Attack(names=("pgd",), norm="l1", eps=(Budget(20, True),))
+        AttackSettings(names=("pgd",), norm="l1", eps=(Budget(20, True),))
     with pytest.raises(ValueError, match="choices: linf, l2, l1"):
-        Attack(names=("pgd",), norm="l0")
-    assert Attack(names=("cw",), norm="linf").norm == "linf"
+        AttackSettings(names=("pgd",), norm="l0")
+    assert AttackSettings(names=("cw",), norm="linf").norm == "linf"
 
 
 def test_streams_of_an_evaluation_are_seeded(victim: Victim, clips: Clips, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_streams_of_an_evaluation_are_seeded(victim: Victim, clips: Clips, tmp_p
 
 
 def test_a_threat_uses_the_mask_of_its_stage(victim: Victim, clips: Clips) -> None:
-    judge = Evaluation(victim, Attack(stage="log_mel"), INVERSIONS["gain_mask"], torch.device("cpu"))
+    judge = Evaluation(victim, AttackSettings(stage="log_mel"), INVERSIONS["gain_mask"], torch.device("cpu"))
     x, valid, _, z = judge.load(padded(clips))
     threat = judge.threat(x, z, valid, "pgd", Budget(0.1))
     assert threat.mask.shape == (16, 1, z.shape[-1])

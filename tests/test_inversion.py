@@ -10,7 +10,7 @@ from torch import Tensor
 from src.inversion.griffin_lim import retrieve_phase
 from src.inversion.nnls import solver
 from src.perception import snr
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import FRONTENDS, INVERSIONS
 from src.stages.magnitude import Magnitude
 from src.stages.mel import Mel
@@ -28,8 +28,8 @@ HEADS = {
 }
 
 
-def streams(n: int, seed: int = 0) -> Streams:
-    return Streams(seed, [str(i) for i in range(n)], "inversion")
+def streams(n: int, seed: int = 0) -> RandomStreams:
+    return RandomStreams(seed, [str(i) for i in range(n)], "inversion")
 
 
 def head_of(name: str) -> Chain:
@@ -50,11 +50,11 @@ def test_gain_mask_returns_the_clip_when_nothing_changed(name: str, x: Tensor):
     chain = head_of(name)
     for cut in range(len(chain.stages) + 1):
         head = Chain(list(chain.stages)[:cut])
-        back = INVERSIONS["gain_mask"](head, head(x), x, generator=streams(len(x)))
+        back = INVERSIONS["gain_mask"](head, head(x), x, rng=streams(len(x)))
         assert back.shape == x.shape
         assert float(snr(x, back).min()) > 90
     double = head_of(name).double()
-    back = INVERSIONS["gain_mask"](double, double(x.double()), x.double(), generator=streams(len(x)))
+    back = INVERSIONS["gain_mask"](double, double(x.double()), x.double(), rng=streams(len(x)))
     assert float(snr(x.double(), back).min()) > 200
 
 
@@ -67,7 +67,7 @@ def test_audio_sounds_like_its_representation(name: str, inversion: str, x: Tens
     for cut in range(len(chain.stages) + 1):
         head = Chain(list(chain.stages)[:cut])
         z = head(x)
-        audio = INVERSIONS[inversion](head, z, x, generator=streams(len(x)))
+        audio = INVERSIONS[inversion](head, z, x, rng=streams(len(x)))
         assert audio.shape == x.shape
         assert torch.isfinite(audio).all()
         if cut == 0:
@@ -81,7 +81,7 @@ def test_a_tone_stays_a_tone(inversion: str):
     t = torch.arange(SR) / SR
     x = 0.5 * torch.sin(2 * torch.pi * 1000 * t)[None]
     head = Chain([Magnitude(512, 512, 128), Mel(SR, 512, 64)])
-    audio = INVERSIONS[inversion](head, head(x), x, generator=streams(1))
+    audio = INVERSIONS[inversion](head, head(x), x, rng=streams(1))
     spectrum = torch.fft.rfft(audio[0]).abs().square()
     assert abs(int(spectrum.argmax()) - 1000) <= 20
     assert float(spectrum[900:1100].sum() / spectrum.sum()) > 0.95
@@ -94,20 +94,20 @@ def test_same_bytes_again_and_whatever_the_batch(inversion: str, x: Tensor):
     z = head(x)
     z = z + 0.1 * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
     invert = INVERSIONS[inversion]
-    whole = invert(head, z, x, generator=streams(len(x)))
-    assert torch.equal(whole, invert(head, z, x, generator=streams(len(x))))
+    whole = invert(head, z, x, rng=streams(len(x)))
+    assert torch.equal(whole, invert(head, z, x, rng=streams(len(x))))
     for i in range(len(x)):
-        one = invert(head, z[i : i + 1], x[i : i + 1], generator=Streams(0, [str(i)], "inversion"))
+        one = invert(head, z[i : i + 1], x[i : i + 1], rng=RandomStreams(0, [str(i)], "inversion"))
         assert torch.equal(one[0], whole[i])
     if inversion in ("griffin_lim", "nnls"):
-        assert not torch.equal(whole, invert(head, z, x, generator=streams(len(x), seed=1)))
+        assert not torch.equal(whole, invert(head, z, x, rng=streams(len(x), seed=1)))
 
 
 @pytest.mark.parametrize("inversion", ALL)
 def test_silence_stays_silent(inversion: str):
     x = torch.zeros(1, SR)
     head = head_of("log_mel")
-    audio = INVERSIONS[inversion](head, head(x), x, generator=streams(1))
+    audio = INVERSIONS[inversion](head, head(x), x, rng=streams(1))
     assert float(audio.abs().max()) < 1e-4
 
 
@@ -115,7 +115,7 @@ def test_gain_mask_turns_a_band_up_and_no_other(x: Tensor):
     head = Chain([Magnitude(512, 512, 128), Mel(SR, 512, 40, power=2)])
     z = head(x)
     z[:, 20] *= 4
-    changed = head(INVERSIONS["gain_mask"](head, z, x, generator=streams(len(x))))
+    changed = head(INVERSIONS["gain_mask"](head, z, x, rng=streams(len(x))))
     ratio = (changed / head(x).clamp_min(1e-12)).median(-1).values
     assert bool((ratio[:, 20] > 1.5).all())
     assert torch.allclose(ratio[:, :18], torch.ones(1), atol=0.02)
@@ -128,7 +128,7 @@ def test_quality_on_clean_clips(x: Tensor):
     for n_mels in (40, 64, 128):
         head = Chain([Magnitude(512, 512, 128), Mel(SR, 512, n_mels)])
         for inversion in ("clean_phase", "griffin_lim"):
-            audio = INVERSIONS[inversion](head, head(x), x, generator=streams(len(x)))
+            audio = INVERSIONS[inversion](head, head(x), x, rng=streams(len(x)))
             found[inversion, n_mels] = float(snr(x, audio).mean())
     assert 10 < found["clean_phase", 40] < found["clean_phase", 64] < found["clean_phase", 128]
     assert found["griffin_lim", 128] < 5

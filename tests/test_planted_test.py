@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from src.evaluation.planted_test import SelfTest, plant, self_test
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel
 
 IDS = [f"clip{i}" for i in range(8)]
 
 
-def streams(purpose: str) -> Streams:
-    return Streams(0, IDS, purpose)
+def streams(purpose: str) -> RandomStreams:
+    return RandomStreams(0, IDS, purpose)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_working_attack_finds_it(net: torch.nn.Module, norm: str, eps: float) 
 
 
 def test_a_broken_attack_is_caught(net: torch.nn.Module) -> None:
-    def lazy(model, x, y, threat, *, generator, targeted):
+    def lazy(model, x, y, threat, *, rng, targeted):
         return x.clone()
 
     outcome = self_test(lazy, net, torch.randn(8, 100), ThreatModel("linf", 0.01), streams=streams)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.random_streams import BLOCK, Streams, derive_seed
+from src.random_streams import BLOCK, RandomStreams, derive_seed
 
 IDS = [f"clip{i}" for i in range(6)]
 
@@ -15,7 +15,7 @@ IDS = [f"clip{i}" for i in range(6)]
 @given(st.permutations(range(6)), st.integers(1, 6), st.integers(1, 50))
 def test_independent_of_batch_and_order(order: list[int], count: int, length: int) -> None:
     chosen = order[:count]
-    whole, part = Streams(3, IDS, "test"), Streams(3, [IDS[i] for i in chosen], "test")
+    whole, part = RandomStreams(3, IDS, "test"), RandomStreams(3, [IDS[i] for i in chosen], "test")
     for draw in ("uniform", "normal", "signs"):
         every = getattr(whole, draw)(torch.empty(6, length))
         some = getattr(part, draw)(torch.empty(count, length))
@@ -23,7 +23,7 @@ def test_independent_of_batch_and_order(order: list[int], count: int, length: in
 
 
 def test_select_goes_on_where_the_stream_stands() -> None:
-    one, other = Streams(0, IDS, "test"), Streams(0, IDS, "test")
+    one, other = RandomStreams(0, IDS, "test"), RandomStreams(0, IDS, "test")
     one.uniform(torch.empty(6, 4)), other.uniform(torch.empty(6, 4))
     later = one.uniform(torch.empty(6, 4))
     assert torch.equal(other.select(torch.tensor([4, 1])).uniform(torch.empty(2, 4)), later[[4, 1]])
@@ -33,7 +33,7 @@ def test_select_goes_on_where_the_stream_stands() -> None:
 
 def test_seed_id_and_purpose_all_matter() -> None:
     like = torch.empty(1, 100)
-    draws = [Streams(*key).uniform(like) for key in ((0, "a", "x"), (1, "a", "x"), (0, "b", "x"), (0, "a", "y"))]
+    draws = [RandomStreams(*key).uniform(like) for key in ((0, "a", "x"), (1, "a", "x"), (0, "b", "x"), (0, "a", "y"))]
     for i, first in enumerate(draws):
         for second in draws[i + 1 :]:
             assert not torch.equal(first, second)
@@ -41,7 +41,7 @@ def test_seed_id_and_purpose_all_matter() -> None:
 
 
 def test_distributions() -> None:
-    streams = Streams(0, IDS, "test")
+    streams = RandomStreams(0, IDS, "test")
     u, n, s = (getattr(streams, d)(torch.empty(6, 20000)) for d in ("uniform", "normal", "signs"))
     assert abs(float(u.mean()) - 0.5) < 0.01
     assert (u >= 0).all()
@@ -53,12 +53,12 @@ def test_distributions() -> None:
 
 
 def test_normals_in_blocks_concatenate() -> None:
-    once = Streams(0, ["a"], "test").normal(torch.empty(1, 4 * BLOCK))
-    parts = Streams(0, ["a"], "test")
+    once = RandomStreams(0, ["a"], "test").normal(torch.empty(1, 4 * BLOCK))
+    parts = RandomStreams(0, ["a"], "test")
     assert torch.equal(torch.cat([parts.normal(torch.empty(1, 2 * BLOCK)) for _ in range(2)], 1), once)
 
 
 def test_dtype_shape_and_seed() -> None:
-    assert Streams(0, IDS, "test").normal(torch.empty(6, 2, 3, dtype=torch.float64)).dtype == torch.float64
+    assert RandomStreams(0, IDS, "test").normal(torch.empty(6, 2, 3, dtype=torch.float64)).dtype == torch.float64
     assert derive_seed("a", 1) == derive_seed("a", 1) != derive_seed("a1")
     assert 0 <= derive_seed(0) < 2**63

@@ -15,8 +15,8 @@ from src.output import results
 FIELDS = ("id", "eps", "ok")
 
 
-def rows(folder: Path, **settings: object) -> results.Rows:
-    return results.Rows(folder / "rows.csv", FIELDS, ("id", "eps"), settings)
+def rows(folder: Path, **settings: object) -> results.RowFile:
+    return results.RowFile(folder / "rows.csv", FIELDS, ("id", "eps"), settings)
 
 
 def test_rows_resume_after_a_kill(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_parts_of_several_processes_become_one_file(tmp_path: Path) -> None:
     single.close()
     rows(tmp_path).close()
     for part in (0, 1):
-        own = results.Rows(tmp_path / "rows.csv", FIELDS, ("id", "eps"), {}, part=part)
+        own = results.RowFile(tmp_path / "rows.csv", FIELDS, ("id", "eps"), {}, part=part)
         for name, eps in keys[part::2]:
             own.write({"id": name, "eps": eps, "ok": True})
         own.close()

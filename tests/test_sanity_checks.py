@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from src.evaluation import sanity_checks
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS, DEFENSES
 from src.threat import ThreatModel
 from src.victims.adaptive import adaptive
@@ -19,8 +19,8 @@ IDS = [f"clip{i}" for i in range(12)]
 THREAT = ThreatModel("linf", 0.02, (-1.0, 1.0))
 
 
-def streams(purpose: str) -> Streams:
-    return Streams(0, IDS, purpose)
+def streams(purpose: str) -> RandomStreams:
+    return RandomStreams(0, IDS, purpose)
 
 
 class Scaled(torch.nn.Module):
@@ -61,9 +61,9 @@ PGD.kind = "budget"  # type: ignore[attr-defined]
 def test_a_sound_evaluation_shows_no_sign() -> None:
     chain, x, y = setup()
     found = sanity_checks.check(PGD, chain, chain, x, y, THREAT, streams=streams)
-    assert not signs(found), sanity_checks.verdict(found)
+    assert not signs(found), sanity_checks.sanity_verdict(found)
     assert len(found) >= 9
-    assert sanity_checks.verdict(found).startswith("no sign of failure")
+    assert sanity_checks.sanity_verdict(found).startswith("no sign of failure")
 
 
 def test_quantiser_without_bpda() -> None:
@@ -72,7 +72,7 @@ def test_quantiser_without_bpda() -> None:
     plain, _, _ = setup()
     found = sanity_checks.check(PGD, chain, chain, x, y, THREAT, streams=streams, is_adaptive=False, undefended=plain)
     assert {"not_adaptive", "zero_gradient"} <= signs(found)
-    assert "BPDA" in sanity_checks.verdict(found)
+    assert "BPDA" in sanity_checks.sanity_verdict(found)
     found = sanity_checks.check(PGD, chain, adaptive(chain), x, y, THREAT, streams=streams, undefended=plain)
     assert not {"not_adaptive", "zero_gradient"} & signs(found)
 
@@ -81,7 +81,7 @@ def test_detached_front_end() -> None:
     chain, x, y = setup(Detached("detached"))
     found = sanity_checks.check(PGD, chain, chain, x, y, THREAT, streams=streams)
     assert "zero_gradient" in signs(found)
-    assert "no gradient arrives" in sanity_checks.verdict(found)
+    assert "no gradient arrives" in sanity_checks.sanity_verdict(found)
 
 
 def test_three_tiny_steps() -> None:
@@ -96,13 +96,13 @@ def test_saturated_softmax() -> None:
     chain, x, y = setup(scale=1e4)
     found = sanity_checks.check(PGD, chain, chain, x, y, THREAT, streams=streams)
     assert "zero_gradient" in signs(found)
-    assert "saturated softmax" in sanity_checks.verdict(found)
+    assert "saturated softmax" in sanity_checks.sanity_verdict(found)
 
 
 def test_black_box_better_than_a_useless_attack() -> None:
     chain, x, y = setup()
 
-    def lazy(model, x, y, threat, *, generator, targeted):
+    def lazy(model, x, y, threat, *, rng, targeted):
         return x.clone()
 
     found = sanity_checks.check(lazy, chain, chain, x, y, ThreatModel("linf", 0.1, (-1.0, 1.0)), streams=streams)
@@ -112,8 +112,8 @@ def test_black_box_better_than_a_useless_attack() -> None:
 def test_returning_the_last_iterate_is_a_silent_success() -> None:
     chain, x, y = setup()
 
-    def forgetful(model, x, y, threat, *, generator, targeted):
-        model(PGD(lambda z: chain(z), x, y, threat, generator=generator, targeted=targeted))
+    def forgetful(model, x, y, threat, *, rng, targeted):
+        model(PGD(lambda z: chain(z), x, y, threat, rng=rng, targeted=targeted))
         return x.clone()
 
     found = sanity_checks.check(forgetful, chain, chain, x, y, ThreatModel("linf", 0.1, (-1.0, 1.0)), streams=streams)
@@ -123,9 +123,9 @@ def test_returning_the_last_iterate_is_a_silent_success() -> None:
 def test_larger_eps_less_successful() -> None:
     chain, x, y = setup()
 
-    def shrinking(model, x, y, threat, *, generator, targeted):
+    def shrinking(model, x, y, threat, *, rng, targeted):
         small = ThreatModel("linf", 0.1 if float(threat.budgets(x)[0]) < 0.15 else 1e-6, (-1.0, 1.0))
-        return PGD(model, x, y, small, generator=generator, targeted=targeted)
+        return PGD(model, x, y, small, rng=rng, targeted=targeted)
 
     found = sanity_checks.check(shrinking, chain, chain, x, y, ThreatModel("linf", 0.1, (-1.0, 1.0)), streams=streams)
     assert "eps_not_monotone" in signs(found)
@@ -136,9 +136,9 @@ def test_larger_eps_less_successful() -> None:
 def test_another_start_gives_another_answer() -> None:
     chain, x, y = setup()
 
-    def dice(model, x, y, threat, *, generator, targeted):
-        lucky = generator.uniform(x[:, :1]).flatten() < 0.5
-        return torch.where(lucky[:, None], PGD(model, x, y, threat, generator=generator, targeted=targeted), x)
+    def dice(model, x, y, threat, *, rng, targeted):
+        lucky = rng.uniform(x[:, :1]).flatten() < 0.5
+        return torch.where(lucky[:, None], PGD(model, x, y, threat, rng=rng, targeted=targeted), x)
 
     found = sanity_checks.check(dice, chain, chain, x, y, ThreatModel("linf", 0.1, (-1.0, 1.0)), streams=streams)
     assert "start_matters" in signs(found)
@@ -154,10 +154,10 @@ def test_success_lost_on_the_wav() -> None:
 def test_loss_on_the_wav_alone_is_no_reason_to_distrust() -> None:
     lost = sanity_checks.lost_on_wav([{"correct": 1, "success_stage": 1, "success_wav": 0}])
     sound, lossy = sanity_checks.not_monotone({0.1: 0.5, 0.2: 0.3}), "; 100 % of the successes are lost on the wav"
-    said = sanity_checks.verdict([lost, sound])
+    said = sanity_checks.sanity_verdict([lost, sound])
     assert said.startswith("no sign of failure in 1 checks")
     assert lossy in said
-    said = sanity_checks.verdict([lost, sanity_checks.not_monotone({0.1: 0.5, 0.2: 0.7})])
+    said = sanity_checks.sanity_verdict([lost, sanity_checks.not_monotone({0.1: 0.5, 0.2: 0.7})])
     assert said.startswith("DO NOT TRUST these numbers, 1 sign(s)")
     assert lossy in said
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from src.evaluation.smoothed_attacks import (
     BASELINES,
-    FIELDS,
+    SMOOTHED_ATTACK_FIELDS,
     Try,
     attack_defended,
     attack_smoothed,
@@ -22,7 +22,7 @@ from src.evaluation.smoothed_attacks import (
     vote,
 )
 from src.registry import DEFENSES
-from src.smoothing import ABSTAIN, Certificate, Certifier, Certify, ShapedNoise, summary
+from src.smoothing import ABSTAIN, Certificate, Certifier, CertifySettings, ShapedNoise, summary
 from src.victims import checkpoint
 from src.victims.victim import Chain
 
@@ -50,7 +50,7 @@ def direction() -> Tensor:
 def certifier(shaped: ShapedNoise | None = None, **keys: object) -> Certifier:
     options = {"n": 2000, "n0": 32, "attack_steps": 10, "attack_n": 2000, "batch_size": 400, **keys}
     model = Linear(direction()).eval()
-    return Certifier(lambda x: x, model, Certify(**options), 16000, shaped)  # type: ignore[arg-type]
+    return Certifier(lambda x: x, model, CertifySettings(**options), 16000, shaped)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", ["white", "falling"])
@@ -68,7 +68,7 @@ def test_attack_stops_at_the_margin(shape: str) -> None:
     assert 0.8 * margin < found.radius <= margin
     radii = [0.9 * margin, 1.2 * margin]
     row = attack_smoothed(own, FREE, x, 1, "clip", SIGMA, found, radii)
-    assert tuple(row) == FIELDS[5:-1]
+    assert tuple(row) == SMOOTHED_ATTACK_FIELDS[5:-1]
     assert row["clean"] == 1
     assert row["broken_at"] >= 0.9 * margin  # close to the border the vote may abstain
     assert row["flipped_at"] == pytest.approx(1.2 * margin)
@@ -94,7 +94,7 @@ def test_parameters_are_attacked_too(kind: str) -> None:
         if kind == "gain"
         else torch.zeros(400).index_fill(0, torch.tensor(100), 0.5)
     )
-    own = Certifier(lambda x: x, peak, Certify(kind=kind, attack_n=500, batch_size=16), 1000)  # type: ignore[arg-type]
+    own = Certifier(lambda x: x, peak, CertifySettings(kind=kind, attack_n=500, batch_size=16), 1000)  # type: ignore[arg-type]
     sigma, limit, beyond = (2.0, 6.02, 11.0) if kind == "gain" else (30.0, 99.5, 140.0)
     row = attack_smoothed(own, FREE, x, 1, "clip", sigma, own(x, "clip", sigma), [limit - 2, beyond])
     assert row["flipped_at"] == beyond
@@ -129,7 +129,7 @@ def test_what_contradicts_a_certificate() -> None:
 def test_defenses_are_attacked_through_their_randomness_and_rounding(name: str) -> None:
     model = Linear(direction()).eval()
     chain = Chain([DEFENSES[name](sample_rate=16000)], model).eval()
-    settings = Certify(radii=(0.3, 0.6), attack_steps=10, attack_n=200)
+    settings = CertifySettings(radii=(0.3, 0.6), attack_steps=10, attack_n=200)
     x = MARGIN * direction()
     row = attack_defended(chain, settings, x, 1, "clip", name)
     assert (row["clean"], row["broken_at"], row["flipped_at"]) == (1, 0.6, 0.6)
@@ -181,10 +181,13 @@ def test_certified_and_attacked_side_by_side() -> None:
         ["smoothed, sigma 0.1", "under attack", "0.75", "0.50", "0.25"],
         ["pagn", "under attack", "1.00", "0.00", "0.00"],
     ]
-    said, wrong = summary.verdict(rows, 0.001)
+    said, wrong = summary.certificate_verdict(rows, 0.001)
     assert not wrong
     assert "3 certificate" in said
-    said, wrong = summary.verdict([*rows, row("0.1", "1", "0.4", "0.1", "1")], 0.001)
+    said, wrong = summary.certificate_verdict([*rows, row("0.1", "1", "0.4", "0.1", "1")], 0.001)
     assert wrong
     assert "CERTIFICATE CONTRADICTED" in said
-    assert summary.verdict(rows[1:2], 0.001) == ("No certificate was put to the test: none has a radius.", False)
+    assert summary.certificate_verdict(rows[1:2], 0.001) == (
+        "No certificate was put to the test: none has a radius.",
+        False,
+    )

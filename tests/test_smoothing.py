@@ -27,7 +27,7 @@ from src.smoothing import (
     ABSTAIN,
     BettingTest,
     Certificate,
-    Certify,
+    CertifySettings,
     ShapedNoise,
     Smooth,
     lower_bound,
@@ -295,11 +295,11 @@ def test_bad_settings_are_refused(wrong: dict[str, object]) -> None:
 
 
 def test_presets() -> None:
-    paper = Certify(preset="paper")
+    paper = CertifySettings(preset="paper")
     assert (paper.n0, paper.n, paper.alpha) == (500, 10_000, 0.001)
-    assert Certify(preset="cohen").n == 100_000
+    assert CertifySettings(preset="cohen").n == 100_000
     with pytest.raises(ValueError, match="waveform"):
-        Certify(stage="mel", noise="speech")
+        CertifySettings(stage="mel", noise="speech")
 
 
 # --- shaped noise
@@ -326,7 +326,7 @@ def test_shaped_linear_classifier() -> None:
     weight = torch.nn.functional.normalize(torch.sin(torch.arange(n) * 0.3), dim=0)
     z = 0.4 * weight
     distance = float(z @ weight / shaped(weight).norm())
-    found = Smooth(linear(weight), 0.3, n=20_000, batch_size=1024, shape=shaped).certify(z, "x")
+    found = Smooth(linear(weight), 0.3, n=20_000, batch_size=1024, noise_filter=shaped).certify(z, "x")
     assert found.label == 1
     assert 0.9 * distance <= found.radius <= distance
 

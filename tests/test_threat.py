@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.threat import NORMS, Budget, ThreatModel, norm_of
 
 seeds = st.integers(0, 10**6)
@@ -70,7 +70,7 @@ def test_ascent_is_steepest(seed: int, norm: str) -> None:
 def test_random_start_is_inside(seed: int, norm: str, size: float) -> None:
     x, _, mask = points(seed)
     threat = ThreatModel(norm, size, (-1, 1), mask)
-    assert threat.contains(threat.random_start(x, Streams(seed, "abc", "start")), x).all()
+    assert threat.contains(threat.random_start(x, RandomStreams(seed, "abc", "start")), x).all()
 
 
 @WHOLE

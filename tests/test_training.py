@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from src.training.methods.learner import Learner
 from torch import Tensor
 
 from src.datasets.noise import load_noise
 from src.datasets.store import Clips
 from src.registry import MODELS
-from src.training import Training, fit
+from src.training import TrainingSettings, fit
 from src.training.methods.gradient_penalty import gradient_penalty
 from src.training.methods.standard import standard
-from src.training.methods.subject import Subject
-from src.training.run import Run, faster_in_channels_last
+from src.training.run import TrainingRun, faster_in_channels_last
 from src.training.settings import model_name
 from src.victims import checkpoint
 from src.victims.victim import Victim
 
-FAST = Training(epochs=3, batch_size=16, learning_rate=0.01, optimizer="adamw")
+FAST = TrainingSettings(epochs=3, batch_size=16, learning_rate=0.01, optimizer="adamw")
 EVERYTHING = dataclasses.replace(
     FAST, epochs=4, schedule="cosine", warmup_epochs=0.5, time_shift=100, speed=0.1, level=6, equalizer=3, reverb=0.3,
     noise=0.5, vocal_tract=0.1, frequency_masks=1, time_masks=1, mixup=0.3, ema=0.9, label_smoothing=0.1,
@@ -45,7 +45,9 @@ def fresh(clips: Clips, model: str = "tc_resnet8", seed: int = 0, **front_end: o
     )
 
 
-def train(folder: Path, clips: Clips, training: Training = FAST, victim: Victim | None = None, **kwargs: Any) -> Any:
+def train(
+    folder: Path, clips: Clips, training: TrainingSettings = FAST, victim: Victim | None = None, **kwargs: Any
+) -> Any:
     return fit(
         victim or fresh(clips), clips, clips.select(range(0, len(clips), 3)), name="m", model_dir=folder,
         training=training, progress=False, **kwargs,
@@ -72,14 +74,14 @@ def test_learns(tmp_path: Path, many_clips: Clips) -> None:
 
 
 def test_default_keys_are_the_seeds() -> None:
-    seed = Training()
+    seed = TrainingSettings()
     assert (seed.log_interval, seed.scheduler_steps, seed.epochs, seed.use_cuda) == (100, (20, 40), 30, True)
     assert (seed.learning_rate, seed.weight_decay, seed.gradient_penalty) == (0.001, 0.0, (0.0,))
     assert (seed.lr_decay, seed.batch_size, seed.n_workers) == (0.0001, 64, 2)
 
 
 @pytest.mark.parametrize("training", [FAST, EVERYTHING], ids=["plain", "everything"])
-def test_same_seed_same_weights(tmp_path: Path, clips: Clips, training: Training) -> None:
+def test_same_seed_same_weights(tmp_path: Path, clips: Clips, training: TrainingSettings) -> None:
     for folder in ("a", "b"):
         train(tmp_path / folder, clips, training)
     assert same(weights(tmp_path / "a/m.pt"), weights(tmp_path / "b/m.pt"))
@@ -98,19 +100,19 @@ def test_resume_after_a_kill_is_bit_identical(
     clips = many_clips.select(range(0, 96, 2))  # 48 clips: 4 batches of 12
     training = dataclasses.replace(EVERYTHING, keep=keep, batch_size=12)
     whole = train(tmp_path / "whole", clips, training)
-    step, seen = Run._follow, []
+    step, seen = TrainingRun._follow, []
 
-    def killed(self: Run) -> None:
+    def killed(self: TrainingRun) -> None:
         step(self)
         if len(seen) == batch:
             raise KilledError
         seen.append(1)
 
-    monkeypatch.setattr(Run, "_follow", killed)
+    monkeypatch.setattr(TrainingRun, "_follow", killed)
     with pytest.raises(KilledError):
         train(tmp_path / "cut", clips, training)
     assert not (tmp_path / "cut/m.pt").exists()
-    monkeypatch.setattr(Run, "_follow", step)
+    monkeypatch.setattr(TrainingRun, "_follow", step)
     resumed = train(tmp_path / "cut", clips, training)
     assert resumed["history"] == whole["history"]
     assert same(weights(tmp_path / "whole/m.pt"), weights(tmp_path / "cut/m.pt"))
@@ -140,7 +142,7 @@ def test_finished_training_is_recognised(
 ) -> None:
     first = train(tmp_path, clips)
     stamp = (tmp_path / "m.pt").stat().st_mtime_ns
-    monkeypatch.setattr(Run, "epoch", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(TrainingRun, "epoch", lambda *_: pytest.fail("trained again"))
     harmless = dataclasses.replace(FAST, log_interval=1, n_workers=0, use_cuda=False)
     assert train(tmp_path, clips, harmless) == first
     assert (tmp_path / "m.pt").stat().st_mtime_ns == stamp
@@ -164,7 +166,7 @@ def test_old_model_stays_until_the_new_one_is_complete(
 ) -> None:
     train(tmp_path, clips)
     before = (tmp_path / "m.pt").read_bytes()
-    monkeypatch.setattr(Run, "epoch", lambda *_: (_ for _ in ()).throw(KilledError))
+    monkeypatch.setattr(TrainingRun, "epoch", lambda *_: (_ for _ in ()).throw(KilledError))
     with pytest.raises(KilledError):
         train(tmp_path, clips, dataclasses.replace(FAST, seed=5))
     assert (tmp_path / "m.pt").read_bytes() == before
@@ -237,10 +239,10 @@ def test_penalty_of_a_linear_model_is_known() -> None:
 
     x, y = torch.randn(5, 3), torch.tensor([[1.0, 0.0]]).expand(5, 2)
     p = torch.sigmoid(x @ w)
-    subject = Subject(model, model, torch.nn.Identity(), (-1.0, 1.0), torch.Generator(), 0.0)
-    expected = standard(subject, x, y) + 0.3 * ((1 - p) * w.abs().sum()).mean()
-    torch.testing.assert_close(gradient_penalty(subject, x, y, weight=0.3), expected)
-    assert gradient_penalty(subject, x, y, weight=0.0) == standard(subject, x, y)
+    learner = Learner(model, model, torch.nn.Identity(), (-1.0, 1.0), torch.Generator(), 0.0)
+    expected = standard(learner, x, y) + 0.3 * ((1 - p) * w.abs().sum()).mean()
+    torch.testing.assert_close(gradient_penalty(learner, x, y, weight=0.3), expected)
+    assert gradient_penalty(learner, x, y, weight=0.0) == standard(learner, x, y)
 
 
 def test_dataset_statistics_come_from_the_training_clips(tmp_path: Path, clips: Clips) -> None:
@@ -284,17 +286,17 @@ def test_penalty_stage_must_exist(tmp_path: Path, clips: Clips) -> None:
 )
 def test_bad_settings(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Training(**keys)
+        TrainingSettings(**keys)
 
 
 def test_step_schedule() -> None:
-    training = Training(learning_rate=0.1, lr_decay=0.1, scheduler_steps=(2, 4))
+    training = TrainingSettings(learning_rate=0.1, lr_decay=0.1, scheduler_steps=(2, 4))
     rates = [training.rate(epoch) for epoch in range(6)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
 def test_cosine_schedule_with_warm_up() -> None:
-    training = Training(learning_rate=0.1, schedule="cosine", warmup_epochs=2.0, epochs=10)
+    training = TrainingSettings(learning_rate=0.1, schedule="cosine", warmup_epochs=2.0, epochs=10)
     assert training.rate(0) == 0
     assert training.rate(1) == pytest.approx(0.05)
     assert training.rate(2) == pytest.approx(0.1)

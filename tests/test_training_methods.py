@@ -7,25 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from src.training.methods.learner import Learner
 from torch import nn
 
 from src.datasets.store import Clips
 from src.registry import METHODS
 from src.threat import ThreatModel
-from src.training import Training, fit
+from src.training import TrainingSettings, fit
 from src.training.methods.adversarial import craft
-from src.training.methods.subject import Subject
 from src.victims import checkpoint
 
 METHOD_NAMES = [name for name in METHODS.names() if name != "gradient_penalty"]
 
 
-def subject(classes: int = 3, seed: int = 0) -> Subject:
+def learner(classes: int = 3, seed: int = 0) -> Learner:
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(20, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, classes))
     generator = torch.Generator()
     generator.manual_seed(1)
-    return Subject(net, net, net, (-1.0, 1.0), generator, 0.0)
+    return Learner(net, net, net, (-1.0, 1.0), generator, 0.0)
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,7 +36,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
 def test_loss_is_finite_and_reaches_every_weight(name: str) -> None:
-    own, (x, y) = subject(), batch()
+    own, (x, y) = learner(), batch()
     loss = METHODS[name](own, x, y)
     loss.backward()
     assert loss.isfinite()
@@ -46,7 +46,7 @@ def test_loss_is_finite_and_reaches_every_weight(name: str) -> None:
 @pytest.mark.parametrize("name", METHOD_NAMES)
 def test_batch_norm_sees_each_step_once(name: str) -> None:
     """Crafting and estimating run in evaluation mode: the statistics move by the training forward alone."""
-    own, (x, y) = subject(), batch()
+    own, (x, y) = learner(), batch()
     METHODS[name](own, x, y)
     assert own.modules[1].num_batches_tracked == 1
     assert own.modules.training
@@ -54,7 +54,7 @@ def test_batch_norm_sees_each_step_once(name: str) -> None:
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_crafted_examples_stay_in_the_ball_and_raise_the_loss(norm: str) -> None:
-    own, (x, y) = subject(), batch()
+    own, (x, y) = learner(), batch()
     threat = ThreatModel(norm, 0.1, own.bounds)
     x_adv = craft(own, x, y, threat, steps=5, step_size=0.5)
     assert threat.contains(x_adv, x).all()
@@ -64,7 +64,7 @@ def test_crafted_examples_stay_in_the_ball_and_raise_the_loss(norm: str) -> None
 
 
 def test_share_of_adversarial_examples() -> None:
-    own, (x, y) = subject(), batch()
+    own, (x, y) = learner(), batch()
     own.modules.eval()
     plain = own.loss(own(x), y)
     torch.testing.assert_close(METHODS["pgd"](own, x, y, share=0.0), own.loss(own(x), y))
@@ -73,7 +73,7 @@ def test_share_of_adversarial_examples() -> None:
 
 
 def test_consistency_vanishes_without_noise_disagreement() -> None:
-    own, (x, y) = subject(), batch()
+    own, (x, y) = learner(), batch()
     own.modules.eval()
     base = METHODS["gaussian"](own, x, y, sigma=1e-9)
     agreed = METHODS["consistency"](own, x, y, sigma=1e-9, entropy=0.0)
@@ -82,15 +82,15 @@ def test_consistency_vanishes_without_noise_disagreement() -> None:
 
 
 def test_macer_rewards_a_larger_radius() -> None:
-    _, (x, y) = subject(), batch()
+    _, (x, y) = learner(), batch()
     generator = torch.Generator()
 
-    def fixed(scale: float) -> Subject:
+    def fixed(scale: float) -> Learner:
         def model(z: torch.Tensor) -> torch.Tensor:
             repeats = len(z) // len(y)
             return scale * (y.repeat_interleave(repeats, 0) - 0.5) + 0.0 * z.sum()
 
-        return Subject(model, model, nn.Identity(), (-1.0, 1.0), generator, 0.0)
+        return Learner(model, model, nn.Identity(), (-1.0, 1.0), generator, 0.0)
 
     losses = [METHODS["macer"](fixed(scale), x, y, sigma=0.1).item() for scale in (0.05, 0.1, 0.2)]
     assert losses == sorted(losses, reverse=True)
@@ -102,7 +102,7 @@ def test_training_at_the_waveform_records_what_it_did(tmp_path: Path, clips: Cli
         model="resnet", classes=clips.classes, sample_rate=clips.sample_rate, n_samples=clips.n_samples,
         model_options={"widths": (4, 8)}, front_end_options={"hop_length": 320},
     )  # fmt: skip
-    training = Training(epochs=2, batch_size=8, method=method, stage="waveform", scheduler_steps=())
+    training = TrainingSettings(epochs=2, batch_size=8, method=method, stage="waveform", scheduler_steps=())
     options = {"sigma": 0.01} if method == "gaussian" else {}
     keys = {"name": "m", "model_dir": tmp_path, "training": training, "options": options, "progress": False}
     facts = fit(victim, clips, clips, **keys)
@@ -116,9 +116,9 @@ def test_training_at_the_waveform_records_what_it_did(tmp_path: Path, clips: Cli
 
 
 def test_catastrophic_overfitting_is_said(tmp_path: Path, clips: Clips, capsys: pytest.CaptureFixture[str]) -> None:
-    from src.training.run import Run
+    from src.training.run import TrainingRun
 
-    run = object.__new__(Run)
+    run = object.__new__(TrainingRun)
     run.name, run.history = "m", [{"validation_pgd_accuracy": 0.6}]
     run._warn_of_collapse(0.1)
     assert "catastrophic overfitting" in capsys.readouterr().out
@@ -128,5 +128,5 @@ def test_catastrophic_overfitting_is_said(tmp_path: Path, clips: Clips, capsys: 
 
 def test_penalty_and_method_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="goes with method = standard"):
-        Training(method="pgd", gradient_penalty=(0.0, 1e-6))
-    assert dataclasses.replace(Training(), method="pgd").method == "pgd"
+        TrainingSettings(method="pgd", gradient_penalty=(0.0, 1e-6))
+    assert dataclasses.replace(TrainingSettings(), method="pgd").method == "pgd"

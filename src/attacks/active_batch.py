@@ -10,20 +10,20 @@ from torch import Tensor
 
 from src.attacks.core import Best, Model, gradient, narrow
 from src.losses import LOSSES, fooled, margin
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.threat import ThreatModel
 
 State = TypeVarTuple("State")
 
 
-class Task:
+class ActiveBatch:
     """The arguments of an attack for the examples still in the batch, and the best iterate of each.
 
     Args:
         best: of the whole batch, where an earlier run has found something.
 
     Attributes:
-        model, x, y, threat, generator, targeted: the attack's arguments.
+        model, x, y, threat, rng, targeted: the attack's arguments.
         index: places in the whole batch, [batch] long.
         best: the best iterates; those of the whole batch itself until somebody leaves.
     """
@@ -34,12 +34,12 @@ class Task:
         x: Tensor,
         y: Tensor,
         threat: ThreatModel,
-        generator: Streams,
+        rng: RandomStreams,
         targeted: bool,
         best: Best | None = None,
     ):
         self.model, self.x, self.y, self.threat = model, x, y, threat
-        self.generator, self.targeted = generator, targeted
+        self.rng, self.targeted = rng, targeted
         self.index = torch.arange(len(x), device=x.device)
         self.whole = self.best = Best(x) if best is None else best
 
@@ -62,7 +62,7 @@ class Task:
         self.finish()
         self.best, self.index = self.best.select(index), self.index[index]
         self.model, self.threat = narrow(self.model, index), self.threat.select(index)
-        self.x, self.y, self.generator = self.x[index], self.y[index], self.generator.select(index)
+        self.x, self.y, self.rng = self.x[index], self.y[index], self.rng.select(index)
         return _at(state, index)
 
     def finish(self) -> Tensor:

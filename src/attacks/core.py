@@ -10,20 +10,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS, choose
 from src.threat import ThreatModel, column
 
 Model = Callable[[Tensor], Tensor]
 """From inputs [batch, ...] to logits [batch, classes]. One that keeps something per example (counts, random streams)
 has a method `select(index)` that gives the same model for the examples at `index`."""
-Attack = Callable[..., Tensor]
+AttackFunction = Callable[..., Tensor]
 
 
 def attack(
     name: str, *, kind: Literal["budget", "minimum_norm"], norms: tuple[str, ...], targetable: bool = True
-) -> Callable[[Attack], Attack]:
-    """Decorator: register `function(model, x, y, threat, *, generator, targeted, <config keys>) -> x_adv`.
+) -> Callable[[AttackFunction], AttackFunction]:
+    """Decorator: register `function(model, x, y, threat, *, rng, targeted, <config keys>) -> x_adv`.
 
     It runs without autograd (the function asks for the gradients it wants), never on an empty batch, and only with
     what it can do. What a minimum-norm attack finds is projected onto a finite budget that is too small for it.
@@ -34,10 +34,10 @@ def attack(
         targetable: whether it can aim at a label.
     """
 
-    def enter(function: Attack) -> Attack:
+    def enter(function: AttackFunction) -> AttackFunction:
         @functools.wraps(function)
         def checked(
-            model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Streams, targeted: bool, **keys: Any
+            model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, rng: RandomStreams, targeted: bool, **keys: Any
         ) -> Tensor:
             choose(threat.norm, norms, f"norm for {name}")
             if targeted and not targetable:
@@ -46,7 +46,7 @@ def attack(
             if not len(x):
                 return x.clone()
             with torch.no_grad():
-                x_adv = function(model, x, y, threat, generator=generator, targeted=targeted, **keys)
+                x_adv = function(model, x, y, threat, rng=rng, targeted=targeted, **keys)
                 if kind == "minimum_norm":  # the smallest one found may still be larger than a finite budget
                     inside = column(threat.contains(x_adv, x), x)
                     x_adv = torch.where(inside, x_adv, threat.project(x_adv, x))

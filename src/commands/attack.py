@@ -17,7 +17,7 @@ from src.commands.selection import SYNTHETIC, Trained
 from src.config import Config
 from src.datasets.store import Clips
 from src.distributed import Team
-from src.evaluation import KEY, Evaluation, Outcome, sanity_checks, summary
+from src.evaluation import ATTACK_KEY, Evaluation, Outcome, sanity_checks, summary
 from src.output import figures, results
 from src.registry import ATTACKS, DEFENSES, INVERSIONS
 from src.threat import Budget
@@ -28,14 +28,14 @@ Row = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Subject:
+class AttackedModel:
     """A trained model and its evaluation behind the configured defenses at the configured representation."""
 
     model: Trained
     own: Evaluation
 
 
-def subject(config: Config, model: Trained, device: torch.device) -> Subject:
+def subject(config: Config, model: Trained, device: torch.device) -> AttackedModel:
     """Raises ValueError where the model has no such representation or a defense does not fit."""
     defenses = [
         DEFENSES[name](sample_rate=model.victim.sample_rate, **config.component("DEFENSE", name))
@@ -45,7 +45,7 @@ def subject(config: Config, model: Trained, device: torch.device) -> Subject:
         INVERSIONS[config.inversion.name], **config.component("INVERSION", config.inversion.name)
     )
     victim = model.victim.defended(defenses) if defenses else model.victim
-    return Subject(model, Evaluation(victim, config.attack, inversion, device))
+    return AttackedModel(model, Evaluation(victim, config.attack, inversion, device))
 
 
 def runs(config: Config) -> list[tuple[str, Budget | None]]:
@@ -72,7 +72,7 @@ def identity(config: Config, clips: Clips, device: torch.device) -> dict[str, ob
 
 
 def attack(
-    config: Config, subject: Subject, clips: Clips, heard: set[str], rows: results.Rows, members: Team
+    config: Config, subject: AttackedModel, clips: Clips, heard: set[str], rows: results.RowFile, members: Team
 ) -> list[tuple[str, ...]]:
     """Compute the rows of one model that are missing; returns the keys of all its rows.
 
@@ -97,7 +97,7 @@ def attack(
             row = {**outcome.row, "model": model, "checkpoint": weights}
             if row["id"] in heard:
                 export(folder, outcome, clips)
-            if tuple(row[k] for k in KEY) not in rows:
+            if tuple(row[k] for k in ATTACK_KEY) not in rows:
                 rows.write(row)
     return keys
 
@@ -134,7 +134,7 @@ def export(folder: Path, outcome: Outcome, clips: Clips) -> None:
 
 def report(
     config: Config,
-    subjects: Sequence[Subject],
+    subjects: Sequence[AttackedModel],
     clips: Clips,
     rows: Sequence[Row],
     signs: Mapping[str, Sequence[sanity_checks.Indicator]],
@@ -150,7 +150,7 @@ def report(
     where = settings.stage if settings.stage == "waveform" else f"{settings.stage}, {config.inversion.name}"
     source = f"{len(clips)} clips{' of synthetic speech' if clips.synthetic else ''}"
     title = f"Attacks at {where}{', targeted' if settings.targeted else ''}, {source}"
-    verdicts = {name: sanity_checks.verdict(own) for name, own in signs.items()}
+    verdicts = {name: sanity_checks.sanity_verdict(own) for name, own in signs.items()}
     notes = [SYNTHETIC] * clips.synthetic + [f"{name}: {text}" for name, text in verdicts.items()]
     table, points = summary.table(rows), summary.points(rows)
     results.write_table(folder / "summary.csv", table, title, notes)

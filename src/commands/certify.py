@@ -20,12 +20,12 @@ from src.distributed import Team
 from src.evaluation import smoothed_attacks
 from src.output import figures, results
 from src.registry import DEFENSES
-from src.smoothing import FIELDS, UNITS, Certificate, Certifier, ShapedNoise, statements, summary
+from src.smoothing import CERTIFICATE_FIELDS, UNITS, Certificate, Certifier, ShapedNoise, statements, summary
 
-Rows = list[dict[str, str]]
+CertificateRows = list[dict[str, str]]
 
 
-class Run:
+class CertificationRun:
     """One model: its certificates, the attacks on them, tables and plots."""
 
     def __init__(
@@ -60,10 +60,10 @@ class Run:
 
     def collect(
         self, opening: Opening, items: Sequence[Sequence[Any]], compute: Callable[..., Iterable[Any]], title: str
-    ) -> Rows:
+    ) -> CertificateRows:
         """The rows of `items` (the key of each); those of this process's share that are missing are computed."""
 
-        def missing(rows: results.Rows) -> Sequence[Sequence[Any]]:
+        def missing(rows: results.RowFile) -> Sequence[Sequence[Any]]:
             for key in tqdm(self.members.share(items), title, unit="clip", disable=not self.members.leads):
                 if tuple(key) not in rows:
                     start = time.perf_counter()
@@ -73,7 +73,7 @@ class Run:
 
         return collect(self.members, opening, missing)
 
-    def certify(self) -> dict[float, Rows]:
+    def certify(self) -> dict[float, CertificateRows]:
         """The rows of every sigma."""
         found = {}
         for sigma in self.settings.sigma:
@@ -84,12 +84,12 @@ class Run:
                 return number, example, label, own.label, own.radius, own.correct(label), own.n_used
 
             file = self.folder / f"{self.name}.{sigma:g}.rows.csv"
-            opening = (file, FIELDS, ["idx"], {**self.given, "sigma": sigma})
+            opening = (file, CERTIFICATE_FIELDS, ["idx"], {**self.given, "sigma": sigma})
             title = f"{self.model}, {self.settings.space}, sigma {sigma:g}"
             found[sigma] = self.collect(opening, [(n,) for n in self.row_of], certificate, title)
         return found
 
-    def attack(self, rows: dict[float, Rows]) -> Rows:
+    def attack(self, rows: dict[float, CertificateRows]) -> CertificateRows:
         """The rows of the attacks on the smoothed model and, beside a table, on the model behind each defense."""
         own, numbers = self.settings, list(self.row_of)
         of = {(sigma, int(row["idx"])): row for sigma, mine in rows.items() for row in mine}
@@ -122,7 +122,7 @@ class Run:
         settings = {**self.given, **attacking, "check only": not count, "defenses": options}
         opening = (
             self.folder / f"{self.name}.attacks.csv",
-            smoothed_attacks.FIELDS,
+            smoothed_attacks.SMOOTHED_ATTACK_FIELDS,
             ["classifier", "sigma", "idx"],
             settings,
         )
@@ -139,10 +139,10 @@ class Run:
                 print(f"not attacked: {name} ({error})")
         return built
 
-    def report(self, rows: dict[float, Rows], attacked: Rows) -> bool:
+    def report(self, rows: dict[float, CertificateRows], attacked: CertificateRows) -> bool:
         """Tables, plots and manifest; whether an attack contradicts a certificate."""
         own, clips, shaped, name = self.settings, self.clips, self.shaped, self.name
-        said, contradicted = summary.verdict(attacked, own.alpha)
+        said, contradicted = summary.certificate_verdict(attacked, own.alpha)
         notes = [*statements(own), *(smoothed_attacks.statements(own) if own.attack_clips else ()), said]
         if clips.synthetic:
             notes.append(selection.SYNTHETIC)

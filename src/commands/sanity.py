@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from src.commands.attack import Row, Subject, runs
+from src.commands.attack import AttackedModel, Row, runs
 from src.config import Config
 from src.datasets.store import Clips
-from src.evaluation import bound, sanity_checks, summary
+from src.evaluation import sanity_checks, summary, with_options
 from src.evaluation.planted_test import self_test
 from src.output import results
 from src.threat import Budget
@@ -21,7 +21,7 @@ Signs = dict[str, list[sanity_checks.Indicator]]
 
 def search(
     config: Config,
-    subjects: Sequence[Subject],
+    subjects: Sequence[AttackedModel],
     clips: Clips,
     rows: Sequence[Row],
     given: Mapping[str, object],
@@ -67,7 +67,9 @@ def over_rows(config: Config, rows: Sequence[Row], eps: Budget | None) -> list[s
     return signs
 
 
-def on_clips(config: Config, one: Subject, part: Clips, name: str, eps: Budget | None) -> list[sanity_checks.Indicator]:
+def on_clips(
+    config: Config, one: AttackedModel, part: Clips, name: str, eps: Budget | None
+) -> list[sanity_checks.Indicator]:
     """The signs that one attack on one model shows when it runs on these clips."""
     settings, own = config.attack, one.own
     x, valid, y, z = own.load(part)
@@ -77,13 +79,13 @@ def on_clips(config: Config, one: Subject, part: Clips, name: str, eps: Budget |
     undefended = one.model.victim.frozen() if config.defense.names and settings.stage == "waveform" else None
     with tqdm(desc=f"searching {name} for signs of failure", total=1, leave=False):
         return sanity_checks.check(
-            bound(name, config.component("ATTACK", name)), own.tail, own.attacked(part.ids), z, y,
+            with_options(name, config.component("ATTACK", name)), own.tail, own.attacked(part.ids), z, y,
             own.threat(x, z, valid, name, eps), streams=lambda purpose: own.streams(part.ids, purpose),
             targeted=settings.targeted, is_adaptive=settings.adaptive, undefended=undefended,
         )  # fmt: skip
 
 
-def plant_and_search(config: Config, subjects: Sequence[Subject], clips: Clips) -> None:
+def plant_and_search(config: Config, subjects: Sequence[AttackedModel], clips: Clips) -> None:
     """--self-test: does each attack with a budget find a planted adversarial example?"""
     part = clips.select(range(min(len(clips), config.attack.batch_size)))
     for one in subjects:
@@ -92,7 +94,7 @@ def plant_and_search(config: Config, subjects: Sequence[Subject], clips: Clips) 
         for name, eps in runs(config):
             if eps and not name.startswith("random_"):
                 outcome = self_test(
-                    bound(name, config.component("ATTACK", name)), own.attacked(part.ids), z,
+                    with_options(name, config.component("ATTACK", name)), own.attacked(part.ids), z,
                     own.threat(x, z, valid, name, eps),
                     streams=lambda purpose, own=own: own.streams(part.ids, purpose),  # type: ignore[misc]
                 )  # fmt: skip

@@ -15,7 +15,7 @@ Opening = tuple[Path, Sequence[str], Sequence[str], Mapping[str, Any]]
 
 
 def collect(
-    members: Team, opening: Opening, compute: Callable[[results.Rows], Sequence[Sequence[Any]]]
+    members: Team, opening: Opening, compute: Callable[[results.RowFile], Sequence[Sequence[Any]]]
 ) -> list[dict[str, str]]:
     """The rows that were asked for, in their order.
 
@@ -23,14 +23,14 @@ def collect(
         compute: writes those of this process's share that are missing; returns the keys of all.
     """
     if members.leads:
-        results.Rows(*opening).close()  # takes in the parts that an interrupted run left
+        results.RowFile(*opening).close()  # takes in the parts that an interrupted run left
     members.wait()
-    rows = results.Rows(*opening, part=None if members.size == 1 else members.rank)
+    rows = results.RowFile(*opening, part=None if members.size == 1 else members.rank)
     keys = compute(rows)
     rows.close()
     members.wait()
     if members.leads:
-        whole = results.Rows(*opening)
+        whole = results.RowFile(*opening)
         whole.sort(keys)
         whole.close()
     members.wait()

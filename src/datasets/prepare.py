@@ -24,7 +24,7 @@ KEYWORDS = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class DataSettings:
     """What the clips are and where they lie.
 
     Args:
@@ -54,7 +54,7 @@ class Data:
             raise ValueError(f"seconds = {self.seconds:g} is less than a sample at {self.sample_rate} Hz")
 
 
-def prepare(data: Data, options: Mapping[str, Any], workers: int = 2) -> tuple[dict[str, Any], bool]:
+def prepare(data: DataSettings, options: Mapping[str, Any], workers: int = 2) -> tuple[dict[str, Any], bool]:
     """Prepare the store at `data.data_dir`, unless the same one is there.
 
     Args:
@@ -136,7 +136,7 @@ def _check_splits(counts: Mapping[str, int], source: str) -> None:
 
 
 def _write(
-    folder: Path, corpus: Corpus, data: Data, workers: int
+    folder: Path, corpus: Corpus, data: DataSettings, workers: int
 ) -> tuple[dict[str, dict[str, int]], list[dict[str, str]]]:
     """All splits. Returns the counts per split and class, and what was skipped and why."""
     recordings, n_samples = corpus.recordings, round(data.seconds * data.sample_rate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import DEFENSES
 from src.victims.victim import Stage
 
@@ -28,9 +28,9 @@ class NoiseAtSnr(Stage):
         """[batch, time] -> [batch, time], noise from torch's global stream."""
         return self._add(x, torch.randn_like(x))
 
-    def draw(self, x: Tensor, generator: Streams) -> Tensor:
+    def draw(self, x: Tensor, rng: RandomStreams) -> Tensor:
         """The same with noise from the examples' own streams."""
-        return self._add(x, generator.normal(x))
+        return self._add(x, rng.normal(x))
 
     def _add(self, x: Tensor, noise: Tensor) -> Tensor:
         rms = (x.square().mean(-1, keepdim=True) + 1e-20).sqrt()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import DEFENSES, NonNegative
 from src.victims.victim import Stage
 
@@ -35,10 +35,10 @@ class Pagn(Stage):
         bins = self._bins(x)
         return self._add(x, bins, torch.randn_like(bins.real))
 
-    def draw(self, x: Tensor, generator: Streams) -> Tensor:
+    def draw(self, x: Tensor, rng: RandomStreams) -> Tensor:
         """The same with noise from the examples' own streams."""
         bins = self._bins(x)
-        return self._add(x, bins, generator.normal(bins.real))
+        return self._add(x, bins, rng.normal(bins.real))
 
     def _bins(self, x: Tensor) -> Tensor:
         window = torch.hann_window(WINDOW, device=x.device)

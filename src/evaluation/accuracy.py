@@ -16,7 +16,7 @@ from src.victims.victim import Victim
 
 
 @torch.no_grad()
-def predict(
+def logits_of(
     victim: Victim, clips: Clips, *, device: torch.device | str = "cpu", batch_size: int = 64, title: str | None = None
 ) -> Tensor:
     """Logits [n, classes] of every clip, on the CPU; with a title, a progress bar."""

@@ -17,17 +17,17 @@ from src import perception
 from src.attacks.core import Model, narrow
 from src.datasets.store import FULL_SCALE, Clips, to_int16
 from src.evaluation.masks import sample_mask
-from src.evaluation.settings import Attack
-from src.random_streams import Streams
+from src.evaluation.settings import AttackSettings
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import Budget, ThreatModel, norm_of
 from src.victims.adaptive import adaptive, once
 from src.victims.victim import WAVEFORM, Chain, Victim
 
-KEY = ("model", "checkpoint", "attack", "eps", "id")
+ATTACK_KEY = ("model", "checkpoint", "attack", "eps", "id")
 """What identifies a row."""
-FIELDS = (
-    *KEY, "stage", "norm", "budget", "label", "target", "prediction", "correct",
+ATTACK_FIELDS = (
+    *ATTACK_KEY, "stage", "norm", "budget", "label", "target", "prediction", "correct",
     "prediction_stage", "prediction_audio", "prediction_wav", "prediction_inversion",
     "success_stage", "success_audio", "success_wav", "feasible", "distance", "l2", "linf",
     "snr", "db_x", "seg_snr", "lsd", "pesq", "stoi", "forwards", "backwards", "seconds",
@@ -35,7 +35,7 @@ FIELDS = (
 Listen = Callable[[str, np.ndarray], np.ndarray]
 """(id, waveform [time]) -> what is read back after it was written as a 16-bit wav."""
 Inversion = Callable[..., Tensor]
-"""(head, z, x, *, generator) -> audio [batch, time]."""
+"""(head, z, x, *, rng) -> audio [batch, time]."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Counter:
         return part
 
 
-def bound(name: str, options: Mapping[str, Any]) -> Callable[..., Tensor]:
+def with_options(name: str, options: Mapping[str, Any]) -> Callable[..., Tensor]:
     """An attack with its config keys set and its attributes kept."""
     attack = ATTACKS[name]
     return functools.update_wrapper(functools.partial(attack, **options), attack)
@@ -85,10 +85,10 @@ def threat_norm(name: str, norm: str) -> str:
     return norm if norm in norms else norms[0]
 
 
-def predict(chain: Chain, x: Tensor, generator: Streams) -> Tensor:
+def predicted_labels(chain: Chain, x: Tensor, rng: RandomStreams) -> Tensor:
     """Labels [batch]; -1 where the logits are not finite numbers. A randomised chain is asked once."""
     with torch.no_grad():
-        logits = once(chain, x, generator)
+        logits = once(chain, x, rng)
     return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
 
 
@@ -105,21 +105,21 @@ class Evaluation:
         ValueError: the victim has no such representation.
     """
 
-    def __init__(self, victim: Victim, settings: Attack, inversion: Inversion, device: torch.device):
+    def __init__(self, victim: Victim, settings: AttackSettings, inversion: Inversion, device: torch.device):
         self.victim, self.settings, self.inversion, self.device = victim.to(device).eval(), settings, inversion, device
         self.head, self.tail = self.victim.split(settings.stage)
         self.crafted = self.victim.frozen().split(settings.stage)[1]
         self.bounds = self.victim.bounds(settings.stage)
         self.inverted: dict[str, int] = {}
 
-    def streams(self, ids: tuple[str, ...], purpose: str) -> Streams:
-        return Streams(self.settings.seed, ids, purpose)
+    def streams(self, ids: tuple[str, ...], purpose: str) -> RandomStreams:
+        return RandomStreams(self.settings.seed, ids, purpose)
 
     def attacked(self, ids: tuple[str, ...]) -> Model:
         """What an attack gets to see of these clips: the fast copy, through BPDA and EOT where a stage needs it."""
         if not self.settings.adaptive:
             return self.crafted
-        return adaptive(self.crafted, generator=self.streams(ids, "eot"), draws=self.settings.eot_draws)
+        return adaptive(self.crafted, rng=self.streams(ids, "eot"), draws=self.settings.eot_draws)
 
     def threat(self, x: Tensor, z: Tensor, valid: Tensor, name: str, eps: Budget | None) -> ThreatModel:
         """The threat model at the representation z of the clips x; `eps` None for a minimum-norm attack."""
@@ -153,16 +153,16 @@ class Evaluation:
         targeted, ids = self.settings.targeted, clips.ids
         x, valid, y, z = self.load(clips)
         threat = self.threat(x, z, valid, name, eps)
-        clean = predict(self.tail, z, self.streams(ids, "judge"))
+        clean = predicted_labels(self.tail, z, self.streams(ids, "judge"))
         target = self.targets(y, ids)
         aim = target if targeted else y
         # A clip that is already wrong needs no attack, unless it shall become something particular.
         todo = torch.arange(len(y), device=y.device) if targeted else (clean == y).nonzero().flatten()
         counter = Counter(narrow(self.attacked(ids), todo), len(todo))
         start = self._clock()
-        found = bound(name, options)(
+        found = with_options(name, options)(
             counter, z[todo], aim[todo], threat.select(todo),
-            generator=self.streams(ids, name).select(todo), targeted=targeted,
+            rng=self.streams(ids, name).select(todo), targeted=targeted,
         )  # fmt: skip
         seconds = (self._clock() - start) / max(1, len(todo))
         z_adv = z.clone()
@@ -172,9 +172,9 @@ class Evaluation:
         heard = torch.from_numpy(np.stack([listen(i, a) for i, a in zip(ids, audio.cpu().numpy(), strict=True)])).to(x)
         inverted = self._inversion_control(z, x, valid, ids, clean)
         predictions = {
-            "stage": predict(self.tail, z_adv, self.streams(ids, "judge")),
-            "audio": predict(self.victim, audio, self.streams(ids, "judge")),
-            "wav": predict(self.victim, heard, self.streams(ids, "judge")),
+            "stage": predicted_labels(self.tail, z_adv, self.streams(ids, "judge")),
+            "audio": predicted_labels(self.victim, audio, self.streams(ids, "judge")),
+            "wav": predicted_labels(self.victim, heard, self.streams(ids, "judge")),
         }
         feasible, right = threat.contains(z_adv, z), clean == y
         success = {
@@ -218,7 +218,7 @@ class Evaluation:
         """Audio for the representation z of clips near x; where the mask forbids a change there is none."""
         if self.settings.stage == WAVEFORM:
             return z
-        audio = self.inversion(self.head, z, x, generator=self.streams(ids, "inversion"))
+        audio = self.inversion(self.head, z, x, rng=self.streams(ids, "inversion"))
         allowed = self._allowed(x, valid)
         if allowed is not None:
             audio = torch.where(allowed, audio, x)
@@ -231,7 +231,7 @@ class Evaluation:
         if not all(example in self.inverted for example in ids):
             audio = self._to_audio(z, x, valid, ids).cpu().numpy()
             written = torch.from_numpy(to_int16(audio).astype(np.float32) / FULL_SCALE).to(x)
-            found = predict(self.victim, written, self.streams(ids, "judge"))
+            found = predicted_labels(self.victim, written, self.streams(ids, "judge"))
             self.inverted.update(zip(ids, found.tolist(), strict=True))
         return torch.tensor([self.inverted[example] for example in ids])
 

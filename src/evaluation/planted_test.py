@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src.attacks.core import Model, narrow
 from src.losses import fooled
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, column, norm_of
 
@@ -63,7 +63,7 @@ class Planted:
         return Planted(narrow(self.model, index), self.readout[index], self.center[index], self.threshold[index])
 
 
-def plant(model: Model, x: Tensor, threat: ThreatModel, generator: Streams, inner: int = 64) -> tuple[Planted, Tensor]:
+def plant(model: Model, x: Tensor, threat: ThreatModel, rng: RandomStreams, inner: int = 64) -> tuple[Planted, Tensor]:
     """Build the two-class model. Returns it and [batch] bool: where the planted point could be told from the others.
 
     Args:
@@ -72,8 +72,8 @@ def plant(model: Model, x: Tensor, threat: ThreatModel, generator: Streams, inne
     eps = threat.budgets(x)
     within = replace(threat, eps=eps * 0.9)
     with torch.no_grad():
-        points = torch.stack([model(x), *(model(within.random_start(x, generator)) for _ in range(inner))])
-        border = generator.signs(x) if threat.norm == "linf" else generator.normal(x)
+        points = torch.stack([model(x), *(model(within.random_start(x, rng)) for _ in range(inner))])
+        border = rng.signs(x) if threat.norm == "linf" else rng.normal(x)
         border = threat.masked(border)
         border = border / column(norm_of(border, threat.norm), x).clamp_min(1e-30) * column(eps, x)
         goal = model(threat.project(x + border, x))
@@ -90,12 +90,17 @@ def plant(model: Model, x: Tensor, threat: ThreatModel, generator: Streams, inne
 
 
 def self_test(
-    attack: Callable[..., Tensor], model: Model, x: Tensor, threat: ThreatModel, *, streams: Callable[[str], Streams]
+    attack: Callable[..., Tensor],
+    model: Model,
+    x: Tensor,
+    threat: ThreatModel,
+    *,
+    streams: Callable[[str], RandomStreams],
 ) -> SelfTest:
     """Plant and attack.
 
     Args:
-        attack: `attack(model, x, y, threat, generator=, targeted=)`, its keys bound.
+        attack: `attack(model, x, y, threat, rng=, targeted=)`, its keys bound.
         model: what it attacks.
         x: inputs at the attacked representation, [batch, ...].
         threat: a finite budget.
@@ -114,7 +119,7 @@ def self_test(
     zero = torch.zeros(len(x), dtype=torch.long, device=x.device)
 
     def share(function: Callable[..., Tensor]) -> float:
-        x_adv = function(planted, x, zero, threat, generator=streams("self-test").select(keep), targeted=False)
+        x_adv = function(planted, x, zero, threat, rng=streams("self-test").select(keep), targeted=False)
         with torch.no_grad():
             return float((fooled(planted(x_adv), zero) & threat.contains(x_adv, x)).float().mean())
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from src.attacks.core import Model, gradient, narrow
 from src.attacks.minimum_norm.search import DUAL
 from src.losses import cross_entropy, fooled, margin
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
 from src.victims.victim import Chain
@@ -117,16 +117,18 @@ def incomplete(paths: Sequence[Sequence[float]], success: Tensor, last: int = 10
     return _above("incomplete", value, 0.05, "the loss was still improving at the end: give the attack more steps")
 
 
-def unstable(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, streams: Callable[[str], Streams]) -> Indicator:
+def unstable(
+    model: Model, x: Tensor, y: Tensor, threat: ThreatModel, streams: Callable[[str], RandomStreams]
+) -> Indicator:
     """Mean relative change of the loss under noise a tenth of the budget large."""
     eps = threat.budgets(x)
     if not bool(eps.isfinite().all()):
         return Indicator("unstable", math.nan, 0.5, False, "not measured: no finite budget")
     small = replace(threat, eps=eps / 10)
-    generator = streams("unstable")
+    rng = streams("unstable")
     with torch.no_grad():
         clean = cross_entropy(model(x), y)
-        moved = torch.stack([cross_entropy(model(small.random_start(x, generator)), y) for _ in range(8)])
+        moved = torch.stack([cross_entropy(model(small.random_start(x, rng)), y) for _ in range(8)])
     change = ((moved - clean).abs().mean(0) / clean.abs().clamp_min(1.0)).mean()
     return _above("unstable", float(change), 0.5, "predictions jump under tiny noise: use EOT, or more of it")
 
@@ -165,7 +167,7 @@ def check(
     y: Tensor,
     threat: ThreatModel,
     *,
-    streams: Callable[[str], Streams],
+    streams: Callable[[str], RandomStreams],
     targeted: bool = False,
     is_adaptive: bool = True,
     undefended: Model | None = None,
@@ -174,7 +176,7 @@ def check(
     """Run an attack several times on a few examples and judge it.
 
     Args:
-        attack: `attack(model, x, y, threat, generator=, targeted=)`, its keys bound.
+        attack: `attack(model, x, y, threat, rng=, targeted=)`, its keys bound.
         chain: the true model from the attacked representation to logits; judges every success.
         model: what the attack gets to see (BPDA, EOT, faster backwards).
         x, y: inputs at the representation [batch, ...] and labels, or targets when targeted.
@@ -187,7 +189,7 @@ def check(
     budget = getattr(attack, "kind", "budget") == "budget" and bool(threat.budgets(x).isfinite().all())
 
     def run(on: Model, within: ThreatModel, purpose: str) -> tuple[Tensor, Tensor]:
-        x_adv = attack(on, x, y, within, generator=streams(purpose), targeted=targeted)
+        x_adv = attack(on, x, y, within, rng=streams(purpose), targeted=targeted)
         with torch.no_grad():
             return x_adv, fooled(chain(x_adv), y, targeted)
 
@@ -252,7 +254,7 @@ def check(
         )
     if "square" in ATTACKS and threat.norm in ("linf", "l2"):
         square = ATTACKS["square"](
-            lambda z: chain(z), x, y, threat, generator=streams("black box"), targeted=targeted, queries=queries
+            lambda z: chain(z), x, y, threat, rng=streams("black box"), targeted=targeted, queries=queries
         )
         with torch.no_grad():
             blind = fooled(chain(square), y, targeted)
@@ -285,7 +287,7 @@ def not_monotone(accuracies: Mapping[float, float]) -> Indicator:
     )
 
 
-def verdict(indicators: Sequence[Indicator]) -> str:
+def sanity_verdict(indicators: Sequence[Indicator]) -> str:
     """One line: whether the numbers can be trusted, and if not, the first reasons. What the wav loses is said apart:
     an attack that stops at the boundary loses successes to 16 bits by nature, and the wav's column counts them."""
     lost = [i for i in indicators if i.failed and i.name == "lost_on_wav"]

@@ -13,7 +13,7 @@ NOT_IN_ROWS = ("names", "eps", "batch_size", "checks")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack:
+class AttackSettings:
     """What is attacked, where and how strongly.
 
     Args:

@@ -14,14 +14,14 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from src.attacks.gradients.pgd import pgd
-from src.random_streams import Streams
-from src.smoothing import ABSTAIN, Certificate, Certifier, Certify, Smooth
+from src.random_streams import RandomStreams
+from src.smoothing import ABSTAIN, Certificate, Certifier, CertifySettings, Smooth
 from src.threat import ThreatModel
 from src.victims.adaptive import adaptive, is_randomized, once
 from src.victims.victim import WAVEFORM, Chain, Stage, Victim
 
 BASELINES = ("quantize", "noise_at_snr", "median", "lowpass", "mp3", "pagn")
-FIELDS = (
+SMOOTHED_ATTACK_FIELDS = (
     "classifier", "sigma", "idx", "id", "label", "certified", "radius", "clean", "broken_at", "flipped_at",
     "contradicts", "time",
 )  # fmt: skip
@@ -129,24 +129,24 @@ def attack_smoothed(
     """
     own = certifier.settings
     smooth, z = certifier.smoothed(x, sigma, own.attack_n)
-    shape = smooth.shape
+    noise_filter = smooth.noise_filter
     # Shaped noise: attacked before the spectrum is applied, where the norm of the certificate is L2.
-    start = z[None] if shape is None else torch.zeros_like(z)[None]
-    if shape is not None or own.kind != "noise":
+    start = z[None] if noise_filter is None else torch.zeros_like(z)[None]
+    if noise_filter is not None or own.kind != "noise":
         bounds = (-math.inf, math.inf)
 
     def place(point: Tensor) -> Tensor:
-        return point if shape is None else z + shape(point)
+        return point if noise_filter is None else z + noise_filter(point)
 
     def attack(start: Tensor, budget: float) -> Tensor:
         what = f"attack, sigma {sigma!r}, budget {budget!r}"
-        noise = Streams(own.seed, [example], f"{what}, noise", z.device).generators[0]
+        noise = RandomStreams(own.seed, [example], f"{what}, noise", z.device).generators[0]
         return pgd(
             MeanProbability(smooth, place, own.attack_draws, noise),
             start,
             torch.tensor([y], device=z.device),
             ThreatModel("l2", budget, bounds),
-            generator=Streams(own.seed, [example], what),
+            rng=RandomStreams(own.seed, [example], what),
             targeted=False,
             steps=own.attack_steps,
             early_exit=False,
@@ -171,7 +171,9 @@ def attack_smoothed(
     }
 
 
-def attack_defended(chain: Chain, settings: Certify, x: Tensor, y: int, example: str, name: str) -> dict[str, Any]:
+def attack_defended(
+    chain: Chain, settings: CertifySettings, x: Tensor, y: int, example: str, name: str
+) -> dict[str, Any]:
     """Attack a defended model at one clip, through BPDA and EOT where its defense needs them.
 
     Args:
@@ -188,7 +190,7 @@ def attack_defended(chain: Chain, settings: Certify, x: Tensor, y: int, example:
     def attack(start: Tensor, budget: float) -> Tensor:
         what = f"attack {name}, budget {budget!r}"
         ids = [f"{example}, draw {i}" for i in range(settings.attack_draws if fresh else 1)]
-        one_draw = adaptive(chain, generator=Streams(settings.seed, ids, f"{what}, eot"), draws=1)
+        one_draw = adaptive(chain, rng=RandomStreams(settings.seed, ids, f"{what}, eot"), draws=1)
 
         def mean_probability(point: Tensor) -> Tensor:
             """All draws in one pass, each a row with a stream of its own."""
@@ -200,7 +202,7 @@ def attack_defended(chain: Chain, settings: Certify, x: Tensor, y: int, example:
             start,
             torch.tensor([y], device=x.device),
             ThreatModel("l2", budget, (-1.0, 1.0)),
-            generator=Streams(settings.seed, [example], what),
+            rng=RandomStreams(settings.seed, [example], what),
             targeted=False,
             steps=settings.attack_steps,
             early_exit=not fresh,
@@ -222,7 +224,7 @@ def vote(chain: Chain, x: Tensor, n: int, alpha: float, seed: int, example: str)
     counts = torch.zeros(0, dtype=torch.long)
     for first in range(0, n, ROWS):
         ids = [f"{example}, draw {i}" for i in range(first, min(n, first + ROWS))]
-        logits = once(chain, x.expand(len(ids), -1), Streams(seed, ids, "vote"))
+        logits = once(chain, x.expand(len(ids), -1), RandomStreams(seed, ids, "vote"))
         classes = torch.where(logits.isnan().any(1), logits.shape[1], logits.argmax(1)).cpu()
         counts = torch.bincount(classes, minlength=logits.shape[1] + 1) + (counts if len(counts) else 0)
     (most, second), (label, _) = (top.tolist() for top in counts.topk(2))
@@ -236,7 +238,7 @@ def defended(victim: Victim, defenses: Mapping[str, Stage]) -> dict[str, Chain]:
     return {name: own.frozen().split(WAVEFORM)[1] for name, own in chains.items()}
 
 
-def statements(settings: Certify) -> list[str]:
+def statements(settings: CertifySettings) -> list[str]:
     """What the table of attacks says, and what it does not."""
     return [
         f"Under attack: PGD ({settings.attack_steps} steps) on the log of the mean probability over "

@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from src.inversion.spectrum import invert
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import INVERSIONS
 from src.victims.victim import Chain
 
 
 @INVERSIONS.register("gain_mask")
-def gain_mask(head: Chain, z: Tensor, x: Tensor, *, generator: Streams) -> Tensor:
+def gain_mask(head: Chain, z: Tensor, x: Tensor, *, rng: RandomStreams) -> Tensor:
     """Gains on the clean STFT that move the mel values to the wanted ones; keeps the clean phase and fine structure."""
-    return invert(head, z, x, generator)
+    return invert(head, z, x, rng)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from src.inversion.spectrum import FilterBank, Transform, invert
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import INVERSIONS, Fraction, Natural
 from src.victims.victim import Chain
 
@@ -21,7 +21,7 @@ def griffin_lim(
     z: Tensor,
     x: Tensor,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     iterations: Natural = 32,
     momentum: Fraction = 0.99,
 ) -> Tensor:
@@ -35,7 +35,7 @@ def griffin_lim(
         head,
         z,
         x,
-        generator,
+        rng,
         pseudo_inverse,
         lambda stage, y, n_samples, streams: retrieve_phase(stage, y, n_samples, streams, iterations, momentum),
     )
@@ -48,12 +48,12 @@ def pseudo_inverse(stage: FilterBank) -> Callable[[Tensor], Tensor]:
 
 
 def retrieve_phase(
-    stage: Transform, y: Tensor, n_samples: int, generator: Streams, iterations: int, momentum: float
+    stage: Transform, y: Tensor, n_samples: int, rng: RandomStreams, iterations: int, momentum: float
 ) -> Tensor:
     """A signal [batch, n_samples] whose STFT magnitudes are near y [batch, freq, frames]."""
     y = y.clamp_min(0).transpose(1, 2).contiguous()
     overlap = stage.overlap(y.shape[1])
-    spectrum = torch.polar(y, 2 * math.pi * generator.uniform(y))
+    spectrum = torch.polar(y, 2 * math.pi * rng.uniform(y))
     previous = torch.zeros_like(spectrum)
     for _ in range(iterations):
         rebuilt = stage.analyze(stage.synthesize(spectrum, n_samples, overlap))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src.inversion.griffin_lim import retrieve_phase
 from src.inversion.spectrum import FilterBank, invert
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import INVERSIONS, Count, Fraction, Natural
 from src.victims.victim import Chain
 
@@ -23,7 +23,7 @@ def nnls(
     z: Tensor,
     x: Tensor,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     iterations: Natural = 32,
     momentum: Fraction = 0.99,
     nnls_steps: Count = 30,
@@ -39,7 +39,7 @@ def nnls(
         head,
         z,
         x,
-        generator,
+        rng,
         lambda stage: magnitudes(stage, nnls_steps),
         lambda stage, y, n_samples, streams: retrieve_phase(stage, y, n_samples, streams, iterations, momentum),
     )

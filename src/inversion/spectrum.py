@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.victims.victim import Chain
 
 
@@ -38,9 +38,9 @@ class Transform(Protocol):
 
 ToMagnitude = Callable[[FilterBank], Callable[[Tensor], Tensor]]
 """Prepares, once per batch, the map from mel values [batch, bands, frames] to magnitudes [batch, freq, frames]."""
-ToSignal = Callable[[Transform, Tensor, int, Streams], Tensor]
+ToSignal = Callable[[Transform, Tensor, int, RandomStreams], Tensor]
 """Magnitudes [batch, freq, frames], samples, random streams -> [batch, samples]."""
-Undo = Callable[[Tensor, Tensor, Streams], Tensor]
+Undo = Callable[[Tensor, Tensor, RandomStreams], Tensor]
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def invert(
     head: Chain,
     z: Tensor,
     x: Tensor,
-    generator: Streams,
+    rng: RandomStreams,
     to_magnitude: ToMagnitude | None = None,
     to_signal: ToSignal | None = None,
 ) -> Tensor:
@@ -58,7 +58,7 @@ def invert(
     """
     undo = [_undo(stage, to_magnitude, to_signal) for stage in head.stages]
 
-    def back(z: Tensor, x: Tensor, streams: Streams) -> Tensor:
+    def back(z: Tensor, x: Tensor, streams: RandomStreams) -> Tensor:
         inputs = [x]
         for stage in list(head.stages)[:-1]:
             inputs.append(stage(inputs[-1]))
@@ -67,9 +67,9 @@ def invert(
         return z
 
     if x.device.type != "cpu":
-        return back(z, x, generator)
+        return back(z, x, rng)
     clips = [torch.tensor([i]) for i in range(len(x))]
-    return torch.cat([back(z[i], x[i], generator.select(i)) for i in clips])
+    return torch.cat([back(z[i], x[i], rng.select(i)) for i in clips])
 
 
 def _undo(stage: torch.nn.Module, to_magnitude: ToMagnitude | None, to_signal: ToSignal | None) -> Undo:

@@ -23,7 +23,7 @@ import soundfile
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results:
+class ResultsSettings:
     """Where results go.
 
     Args:
@@ -80,7 +80,7 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-class Rows:
+class RowFile:
     """A CSV that grows row by row and is resumed by a run with the same settings.
 
     Rows of other settings are never mixed in and never lost: such a file is moved aside under its own fingerprint.

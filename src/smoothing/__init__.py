@@ -4,18 +4,18 @@ and time shift, and what the rows of a run amount to."""
 from src.smoothing.bounds import BettingTest, lower_bound, round_down
 from src.smoothing.certifier import UNITS, Certifier, spectrum, statements
 from src.smoothing.noise import ShapedNoise
-from src.smoothing.settings import Certify
+from src.smoothing.settings import CertifySettings
 from src.smoothing.smooth import ABSTAIN, Certificate, Smooth, tune
-from src.smoothing.summary import FIELDS
+from src.smoothing.summary import CERTIFICATE_FIELDS
 
 __all__ = [
     "ABSTAIN",
-    "FIELDS",
+    "CERTIFICATE_FIELDS",
     "UNITS",
     "BettingTest",
     "Certificate",
     "Certifier",
-    "Certify",
+    "CertifySettings",
     "ShapedNoise",
     "Smooth",
     "lower_bound",

@@ -10,14 +10,14 @@ from torch import Tensor
 from src.smoothing import semantic
 from src.smoothing.bounds import round_down
 from src.smoothing.noise import ShapedNoise, hearing, speech
-from src.smoothing.settings import Certify
+from src.smoothing.settings import CertifySettings
 from src.smoothing.smooth import Certificate, Smooth
 
 UNITS = {"noise": "L2 norm", "gain": "dB of gain", "shift": "ms of circular shift"}
 
 
 def spectrum(
-    settings: Certify, n_samples: int, sample_rate: int, training_clips: Callable[[], Tensor]
+    settings: CertifySettings, n_samples: int, sample_rate: int, training_clips: Callable[[], Tensor]
 ) -> ShapedNoise | None:
     """The noise's spectrum, None for white: from the ear or the training clips, never from a clip to certify."""
     if settings.noise == "white":
@@ -41,7 +41,7 @@ class Certifier:
         self,
         head: Callable[[Tensor], Tensor],
         tail: Callable[[Tensor], Tensor],
-        settings: Certify,
+        settings: CertifySettings,
         sample_rate: int,
         shaped: ShapedNoise | None = None,
     ):
@@ -74,7 +74,7 @@ class Certifier:
             radii=own.radii,
             batch_size=self.batch_size,
             seed=own.seed,
-            shape=self.shaped,
+            noise_filter=self.shaped,
         )
         return smooth, z
 
@@ -91,7 +91,7 @@ class Certifier:
         return found
 
 
-def statements(settings: Certify) -> list[str]:
+def statements(settings: CertifySettings) -> list[str]:
     """What a certificate of this run says, in one line, and what limits the numbers."""
     change = {
         "white": f"additive change of the representation {settings.stage} whose L2 norm is",

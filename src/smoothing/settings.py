@@ -16,7 +16,7 @@ ATTACKING = ("attack_clips", "attack_steps", "attack_draws", "attack_n", "baseli
 
 
 @dataclass(frozen=True, kw_only=True)
-class Certify:
+class CertifySettings:
     """Certification by randomized smoothing.
 
     Args:

@@ -15,7 +15,7 @@ import torch
 from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
-from src.random_streams import BLOCK, Streams
+from src.random_streams import BLOCK, RandomStreams
 from src.smoothing.bounds import BettingTest, lower_bound, round_down
 
 ABSTAIN = -1
@@ -54,7 +54,7 @@ class Smooth:
         batch_size: draws per forward pass, a multiple of 16; 0 tunes it on the first example. Results do not depend
             on it: on CPU exactly; on CUDA up to rounding of the logits, so fix it there for the same bytes.
         seed: of the noise, which also depends on the example's id and on what it is for.
-        shape: linear map of unit noise [batch, ...]; the radius is then in the norm of its inverse (see noise.py).
+        noise_filter: linear map of unit noise [batch, ...]; the radius is then in the norm of its inverse (noise.py).
 
     Raises:
         ValueError: a model in training mode, or settings out of range.
@@ -72,7 +72,7 @@ class Smooth:
         radii: Sequence[float] = (),
         batch_size: int = 0,
         seed: int = 0,
-        shape: Callable[[Tensor], Tensor] | None = None,
+        noise_filter: Callable[[Tensor], Tensor] | None = None,
     ):
         # Batch statistics and dropout would make f depend on the other draws or on hidden random numbers.
         if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
@@ -84,7 +84,13 @@ class Smooth:
         if mode == "sequential" and not radii:
             raise ValueError("the sequential mode needs the radii to decide")
         self.model, self.sigma, self.n0, self.n, self.alpha = model, sigma, n0, n, alpha
-        self.mode, self.radii, self.batch_size, self.seed, self.shape = mode, radii, batch_size, seed, shape
+        self.mode, self.radii, self.batch_size, self.seed, self.noise_filter = (
+            mode,
+            radii,
+            batch_size,
+            seed,
+            noise_filter,
+        )
         self._noisy = torch.empty(0)
 
     @torch.inference_mode()
@@ -138,7 +144,7 @@ class Smooth:
     def _draws(self, z: Tensor, n: int, example: str, purpose: str) -> Iterator[Tensor]:
         """The class of f at each of n noisy copies of z, in batches: int64 [m]. NaN logits are the class `n_classes`:
         argmax would name the NaN itself, which is no vote for anything."""
-        generator = Streams(self.seed, [example], f"{purpose}, sigma {self.sigma!r}", z.device).generators[0]
+        generator = RandomStreams(self.seed, [example], f"{purpose}, sigma {self.sigma!r}", z.device).generators[0]
         batch = self.batch_size = self.batch_size or tune(
             self.model, self._noisy_copies(z, BLOCK, generator.clone_state())
         )
@@ -158,7 +164,7 @@ class Smooth:
         noisy = noisy[:rows]
         for start in range(0, rows, BLOCK):
             noisy[start : start + BLOCK].normal_(0, self.sigma, generator=generator)
-        return (noisy if self.shape is None else self.shape(noisy)).add_(z)
+        return (noisy if self.noise_filter is None else self.noise_filter(noisy)).add_(z)
 
 
 def tune(model: Callable[[Tensor], Tensor], rows: Tensor, *, largest: int = 4096, patience: float = 10.0) -> int:

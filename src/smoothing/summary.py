@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-FIELDS = ("idx", "id", "label", "predict", "radius", "correct", "n_used", "time")
+CERTIFICATE_FIELDS = ("idx", "id", "label", "predict", "radius", "correct", "n_used", "time")
 """The columns of a row: true label, certified label (-1: abstained), radius, whether they agree, draws, seconds."""
 
 POINTS = 400
@@ -144,7 +144,7 @@ def side_by_side(rows: Sequence[Mapping[str, Any]], radii: Sequence[float]) -> l
     return lines
 
 
-def verdict(rows: Sequence[Mapping[str, Any]], alpha: float) -> tuple[str, bool]:
+def certificate_verdict(rows: Sequence[Mapping[str, Any]], alpha: float) -> tuple[str, bool]:
     """What the attacks say about the certificates, in one line, and whether they contradict any.
 
     Args:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from src.datasets.store import Clips
 from src.random_streams import derive_seed
 from src.training import augment
-from src.training.settings import Training
+from src.training.settings import TrainingSettings
 from src.victims.victim import Chain, Stage
 
 CACHE_BYTES = 2**30
@@ -70,7 +70,7 @@ class Augmentation:
     """
 
     def __init__(
-        self, training: Training, epoch: int, sample_rate: int, noise: Tensor | None, device: torch.device | str
+        self, training: TrainingSettings, epoch: int, sample_rate: int, noise: Tensor | None, device: torch.device | str
     ):
         self.training, self.sample_rate, self.noise = training, sample_rate, noise
         self.generator = torch.Generator(device=device)
@@ -102,13 +102,15 @@ class Augmentation:
         return augment.mixup(x, y, self.generator, alpha=self.training.mixup)
 
 
-def changes_waveform(training: Training) -> bool:
+def changes_waveform(training: TrainingSettings) -> bool:
     """Whether any augmentation of the waveform is on."""
     t = training
     return any((t.time_shift, t.speed, t.reverb, t.equalizer, t.noise, t.level))
 
 
-def batches(source: Source, training: Training, epoch: int, change: Augmentation) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    source: Source, training: TrainingSettings, epoch: int, change: Augmentation
+) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch in a seeded order: (representation [batch, ...], label probabilities [batch, classes])."""
     order = torch.Generator()
     order.manual_seed(derive_seed(training.seed, epoch, "order"))

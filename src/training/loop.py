@@ -20,8 +20,8 @@ from src.datasets.store import Clips
 from src.random_streams import derive_seed
 from src.training.batches import fit_stages
 from src.training.memory import differences, digest, facts_of, resume
-from src.training.run import Run
-from src.training.settings import Training
+from src.training.run import TrainingRun
+from src.training.settings import TrainingSettings
 from src.victims import checkpoint
 from src.victims.victim import Victim
 
@@ -33,7 +33,7 @@ def fit(
     *,
     name: str,
     model_dir: Path,
-    training: Training,
+    training: TrainingSettings,
     gradient_penalty: float = 0.0,
     options: Mapping[str, Any] | None = None,
     noise: Tensor | None = None,
@@ -81,7 +81,7 @@ def fit(
     state = resume(last, settings)
     method = "gradient_penalty" if gradient_penalty else training.method
     own = {"weight": gradient_penalty} if gradient_penalty else dict(options or {})
-    run = Run(victim, train, valid, stage, method, own, training, noise, device, name, progress)
+    run = TrainingRun(victim, train, valid, stage, method, own, training, noise, device, name, progress)
     if state:
         run.restore(state)
     start = time.perf_counter() - (state["seconds"] if state else 0.0)

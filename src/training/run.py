@@ -13,16 +13,16 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from src.datasets.store import Clips
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS, METHODS, keys_of
 from src.threat import ThreatModel
 from src.training.batches import Augmentation, Source, batches, changes_waveform
-from src.training.methods.subject import Subject
-from src.training.settings import Training
+from src.training.methods.learner import Learner
+from src.training.settings import TrainingSettings
 from src.victims.victim import WAVEFORM, Victim
 
 
-def make_optimizer(victim: Victim, training: Training) -> torch.optim.Optimizer:
+def make_optimizer(victim: Victim, training: TrainingSettings) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in victim.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in parameters if training.decay_all or parameter.dim() > 1]
     spared = [parameter for parameter in parameters if not (training.decay_all or parameter.dim() > 1)]
@@ -46,7 +46,7 @@ def faster_in_channels_last(classifier: nn.Module) -> bool:
     return bool(convolutions) and not narrow and all(module.groups == 1 for module in convolutions)
 
 
-class Run:
+class TrainingRun:
     """One training, epoch by epoch.
 
     Args:
@@ -64,7 +64,7 @@ class Run:
         stage: str,
         method: str,
         options: Mapping[str, Any],
-        training: Training,
+        training: TrainingSettings,
         noise: Tensor | None,
         device: torch.device,
         name: str,
@@ -107,7 +107,7 @@ class Run:
         """One pass over the training clips, validation, and the history's next entry."""
         t = self.training
         change = Augmentation(t, epoch, self.sample_rate, self.noise, self.device)
-        subject = self.subject(change)
+        learner = self.learner(change)
         n_batches = math.ceil(len(self.source.clips) / t.batch_size)
         total, seen, rate = 0.0, 0, 0.0
         self.victim.train()
@@ -117,7 +117,7 @@ class Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             x, y = change.mix(change.features(x) if self.features else x, y)
-            loss = METHODS[self.method](subject, x, y, **self.options)
+            loss = METHODS[self.method](learner, x, y, **self.options)
             value = loss.item()
             if not math.isfinite(value):
                 raise ValueError(
@@ -152,7 +152,7 @@ class Run:
         bar.update()
         bar.set_postfix(loss=f"{total / seen:.3f}", lr=f"{rate:.2g}", acc=f"{accuracy:.3f}")
 
-    def subject(self, change: Augmentation) -> Subject:
+    def learner(self, change: Augmentation) -> Learner:
         """What the method sees of the victim: everything from its stage on."""
 
         def noisy(x: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class Run:
                 x = step(x)
             return self.classify(x)
 
-        return Subject(noisy, plain, self.victim, self.bounds, change.generator, self.training.label_smoothing)
+        return Learner(noisy, plain, self.victim, self.bounds, change.generator, self.training.label_smoothing)
 
     def _follow(self) -> None:
         """Move the average towards the weights; quickly in the first steps, when it has seen little."""
@@ -204,8 +204,8 @@ class Run:
             return model.classifier(x)  # type: ignore[misc]
 
         threat = ThreatModel(self.options.get("norm", "l2"), self.options["eps"], self.bounds)
-        streams = Streams(self.training.seed, clips.ids, "validation")
-        x_adv = ATTACKS["pgd"](logits, x, y, threat, generator=streams, targeted=False, steps=steps)
+        streams = RandomStreams(self.training.seed, clips.ids, "validation")
+        x_adv = ATTACKS["pgd"](logits, x, y, threat, rng=streams, targeted=False, steps=steps)
         with torch.no_grad():
             return float((logits(x_adv).argmax(1) == y).float().mean())
 

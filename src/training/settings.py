@@ -13,7 +13,7 @@ NO_EFFECT = ("log_interval", "n_workers", "use_cuda", "gradient_penalty", "noise
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainingSettings:
     """How models are trained.
 
     Args:
@@ -116,7 +116,7 @@ class Training:
     def rate(self, epoch: float) -> float:
         """The learning rate after `epoch` epochs, a fraction within one.
 
-        >>> Training(learning_rate=1.0, lr_decay=0.5, scheduler_steps=(2, 3)).rate(2.9)
+        >>> TrainingSettings(learning_rate=1.0, lr_decay=0.5, scheduler_steps=(2, 3)).rate(2.9)
         0.5
         """
         if epoch < self.warmup_epochs:
@@ -129,7 +129,7 @@ class Training:
     def identity(self) -> dict[str, Any]:
         """The keys that change the weights, as plain values; without those at their default, so that a key that is
         added later does not make old models look foreign."""
-        plain = asdict(Training())
+        plain = asdict(TrainingSettings())
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.victims.victim import Chain, Stage
 
 
@@ -41,8 +41,8 @@ class Bpda(Stage):
     def forward(self, x: Tensor) -> Tensor:
         return self._with_gradient(x, self.stage)
 
-    def draw(self, x: Tensor, generator: Streams) -> Tensor:
-        return self._with_gradient(x, lambda x: draw(self.stage, x, generator))
+    def draw(self, x: Tensor, rng: RandomStreams) -> Tensor:
+        return self._with_gradient(x, lambda x: draw(self.stage, x, rng))
 
     def _with_gradient(self, x: Tensor, exact: Any) -> Tensor:
         with torch.no_grad():
@@ -64,17 +64,17 @@ class Bpda(Stage):
         return self.stage.mask(valid)
 
 
-def draw(stage: Stage, x: Tensor, generator: Streams) -> Tensor:
-    """One draw of a randomised stage from the examples' own streams where it has a method `draw(x, generator)`, else
+def draw(stage: Stage, x: Tensor, rng: RandomStreams) -> Tensor:
+    """One draw of a randomised stage from the examples' own streams where it has a method `draw(x, rng)`, else
     from torch's global state."""
     method = getattr(stage, "draw", None)
-    return method(x, generator) if method else stage(x)
+    return method(x, rng) if method else stage(x)
 
 
-def once(chain: Chain, x: Tensor, generator: Streams) -> Tensor:
+def once(chain: Chain, x: Tensor, rng: RandomStreams) -> Tensor:
     """The chain at x with one draw of its randomised stages."""
     for step in chain.steps:
-        x = draw(step, x, generator) if step.randomized else step(x)
+        x = draw(step, x, rng) if step.randomized else step(x)
     return x if chain.classifier is None else chain.classifier(x)
 
 
@@ -85,21 +85,21 @@ class Eot(nn.Module):
     Args:
         chain: from the attacked representation to logits.
         draws: per call.
-        generator: one stream per example of the batches to come.
+        rng: one stream per example of the batches to come.
     """
 
-    def __init__(self, chain: Chain, draws: int, generator: Streams):
+    def __init__(self, chain: Chain, draws: int, rng: RandomStreams):
         super().__init__()
-        self.chain, self.draws, self.generator = chain, draws, generator
+        self.chain, self.draws, self.rng = chain, draws, rng
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, ...] -> log probabilities [batch, classes]."""
-        logs = [once(self.chain, x, self.generator).log_softmax(1) for _ in range(self.draws)]
+        logs = [once(self.chain, x, self.rng).log_softmax(1) for _ in range(self.draws)]
         return torch.stack(logs).logsumexp(0) - math.log(self.draws)
 
     def select(self, index: Tensor) -> Eot:
         """The same for the examples at `index`; their streams go on where they stand."""
-        part = Eot(self.chain, self.draws, self.generator.select(index))
+        part = Eot(self.chain, self.draws, self.rng.select(index))
         return part.train(self.training)
 
 
@@ -107,22 +107,22 @@ def is_randomized(chain: Chain) -> bool:
     return any(stage.randomized for stage in chain.stages)
 
 
-def adaptive(chain: Chain, *, generator: Streams | None = None, draws: int = 10) -> Chain | Eot:
+def adaptive(chain: Chain, *, rng: RandomStreams | None = None, draws: int = 10) -> Chain | Eot:
     """What an attacker who knows the defense attacks: BPDA on every stage that is not differentiable, EOT when any is
     randomised. A chain that needs neither comes back as it is.
 
     Args:
-        generator: streams of the examples, needed by EOT.
+        rng: streams of the examples, needed by EOT.
         draws: of EOT, per call.
 
     Raises:
-        ValueError: a randomised stage and no generator.
+        ValueError: a randomised stage and no rng.
     """
     if any(not stage.differentiable for stage in chain.stages):
         stages: list[Stage] = [stage if stage.differentiable else Bpda(stage) for stage in chain.stages]  # type: ignore[arg-type, misc]
         chain = Chain(stages, chain.classifier).train(chain.training)
     if not is_randomized(chain):
         return chain
-    if generator is None:
-        raise ValueError("a randomised stage is attacked through EOT, which needs a generator")
-    return Eot(chain, draws, generator).train(chain.training)
+    if rng is None:
+        raise ValueError("a randomised stage is attacked through EOT, which needs random streams")
+    return Eot(chain, draws, rng).train(chain.training)

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import Task
+from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Model, attack, every, finite_budgets
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, NonNegative, Positive
 from src.threat import ThreatModel, column, norm_of
 
@@ -23,7 +23,7 @@ def band_limited(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     low_hz: NonNegative = 4000.0,
     high_hz: Positive = 8000.0,
@@ -56,16 +56,16 @@ def band_limited(
     def band(delta: Tensor) -> Tensor:
         return torch.fft.irfft(torch.fft.rfft(delta) * passed, n=delta.shape[1])
 
-    task, eps, delta = Task(model, x, y, threat, generator, targeted), finite_budgets(threat, x), torch.zeros_like(x)
+    batch, eps, delta = ActiveBatch(model, x, y, threat, rng, targeted), finite_budgets(threat, x), torch.zeros_like(x)
     for iteration in range(steps + 1):
-        grad = task.look(task.threat.project(task.x + delta, task.x), loss, first=early_exit)
+        grad = batch.look(batch.threat.project(batch.x + delta, batch.x), loss, first=early_exit)
         if early_exit and iteration % every(x) == 0:
-            eps, delta, grad = task.keep(~task.best.success, eps, delta, grad)
-            if not len(task):
+            eps, delta, grad = batch.keep(~batch.best.success, eps, delta, grad)
+            if not len(batch):
                 break
         # The filtered sign is the steepest direction that stays in the band, up to its size.
-        direction = band(task.threat.ascent(band(task.threat.masked(grad))))
+        direction = band(batch.threat.ascent(band(batch.threat.masked(grad))))
         direction = direction / column(norm_of(direction, threat.norm), x).clamp_min(1e-30)
         delta = delta + direction * column(eps * (step / steps), x)
         delta = delta * column((eps / norm_of(delta, threat.norm).clamp_min(1e-30)).clamp(max=1), x)
-    return task.finish()
+    return batch.finish()

@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import Task
+from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Model, attack, every, finite_budgets
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, Positive
 from src.threat import ThreatModel, column, norm_of
 
@@ -29,7 +29,7 @@ def gain_mask(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     n_fft: Count = 512,
     hop_length: Count = 128,
@@ -58,7 +58,7 @@ def gain_mask(
     length = x.shape[1]
     spectrum = torch.stft(x, n_fft, hop_length, window=window, pad_mode="constant", return_complex=True)
     low, high = 10 ** (-max_gain_db / 20) - 1, 10 ** (max_gain_db / 20) - 1
-    task, eps = Task(model, x, y, threat, generator, targeted), finite_budgets(threat, x)
+    batch, eps = ActiveBatch(model, x, y, threat, rng, targeted), finite_budgets(threat, x)
     gains = torch.zeros_like(spectrum.real)
     magnitude = spectrum.abs()
     power = magnitude.maximum(FLOOR * column(magnitude.flatten(1).amax(1), magnitude)).clamp_min(1e-12).square()
@@ -69,19 +69,19 @@ def gain_mask(
     # No more than the gains can reach at all, or the first step would leave nothing between the extremes.
     pace = eps.minimum(high * norm_of(x, threat.norm)) * (step / steps)
     for iteration in range(steps + 1):
-        grad = task.look(task.threat.project(task.x + change(gains, spectrum), task.x), loss, first=early_exit)
+        grad = batch.look(batch.threat.project(batch.x + change(gains, spectrum), batch.x), loss, first=early_exit)
         if early_exit and iteration % every(x) == 0:
-            eps, pace, gains, grad, spectrum, power = task.keep(
-                ~task.best.success, eps, pace, gains, grad, spectrum, power
+            eps, pace, gains, grad, spectrum, power = batch.keep(
+                ~batch.best.success, eps, pace, gains, grad, spectrum, power
             )
-            if not len(task):
+            if not len(batch):
                 break
         leaf = gains.detach().requires_grad_(True)
         with torch.enable_grad():
-            (grad,) = torch.autograd.grad(change(leaf, spectrum), leaf, task.threat.masked(grad))
+            (grad,) = torch.autograd.grad(change(leaf, spectrum), leaf, batch.threat.masked(grad))
         move = grad / power
-        reach = norm_of(task.threat.masked(change(move, spectrum)), threat.norm).clamp_min(1e-30)
+        reach = norm_of(batch.threat.masked(change(move, spectrum)), threat.norm).clamp_min(1e-30)
         gains = (gains + move * column(pace / reach, move)).clamp(low, high)
-        size = norm_of(task.threat.masked(change(gains, spectrum)), threat.norm)
+        size = norm_of(batch.threat.masked(change(gains, spectrum)), threat.norm)
         gains = gains * column((eps / size.clamp_min(1e-30)).clamp(max=1), gains)
-    return task.finish()
+    return batch.finish()

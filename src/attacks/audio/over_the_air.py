@@ -14,7 +14,7 @@ from torch import Tensor
 
 from src.attacks.core import Best, Model, attack, finite_budgets, gradient
 from src.losses import LOSSES, fooled
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, NonNegative, Positive
 from src.threat import ThreatModel, column
 
@@ -23,7 +23,7 @@ NORMS = ("linf", "l2")
 
 def playback(
     x: Tensor,
-    generator: Streams,
+    rng: RandomStreams,
     *,
     sample_rate: int,
     shift_s: float,
@@ -36,7 +36,7 @@ def playback(
 
     Args:
         x: clips, [batch, time].
-        generator: one stream per example.
+        rng: one stream per example.
         sample_rate: Hz.
         shift_s: largest offset in either direction, seconds.
         reverberation_s: longest time in which the room's noise decays by 60 dB; 0 for no room.
@@ -48,7 +48,7 @@ def playback(
         response [batch, bins], complex.
     """
     n = padded(x, sample_rate, shift_s, reverberation_s)
-    drawn = generator.uniform(x.new_empty(len(x), 3))
+    drawn = rng.uniform(x.new_empty(len(x), 3))
     frequency = torch.fft.rfftfreq(n, 1 / sample_rate, device=x.device, dtype=x.dtype)
     tail = round(reverberation_s * sample_rate)
     response = torch.complex(torch.ones_like(frequency), torch.zeros_like(frequency)).expand(len(x), -1)
@@ -56,8 +56,8 @@ def playback(
         seconds = torch.arange(1, tail + 1, device=x.device) / sample_rate
         # From a tenth of the longest time to all of it; the tail carries as much energy as the direct path at most.
         time = reverberation_s * (0.1 + 0.9 * drawn[:, :1])
-        noise = generator.normal(x.new_empty(len(x), tail)) * torch.exp(-math.log(1000) * seconds / time)
-        noise = noise / noise.norm(dim=1, keepdim=True).clamp_min(1e-30) * generator.uniform(x.new_empty(len(x), 1))
+        noise = rng.normal(x.new_empty(len(x), tail)) * torch.exp(-math.log(1000) * seconds / time)
+        noise = noise / noise.norm(dim=1, keepdim=True).clamp_min(1e-30) * rng.uniform(x.new_empty(len(x), 1))
         response = response + torch.fft.rfft(torch.cat([torch.zeros_like(noise[:, :1]), noise], 1), n=n)
     if low_hz:
         response = response * (frequency / low_hz).clamp(max=1) ** 2
@@ -87,7 +87,7 @@ def over_the_air(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     sample_rate: Count = 16000,
     steps: Count = 40,
@@ -128,7 +128,7 @@ def over_the_air(
         direct, share = fooled(logits, y, targeted), torch.zeros_like(value)
         for _ in range(draws):
             response = playback(
-                x, generator, sample_rate=sample_rate, shift_s=shift_s, reverberation_s=reverberation_s,
+                x, rng, sample_rate=sample_rate, shift_s=shift_s, reverberation_s=reverberation_s,
                 low_hz=low_hz, high_hz=high_hz, level_db=level_db,
             )  # fmt: skip
             grad, heard, logits = gradient(
@@ -153,7 +153,7 @@ def time_shift(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     sample_rate: Count = 16000,
     steps: Count = 40,
@@ -173,6 +173,6 @@ def time_shift(
         loss: what the steps climb.
     """
     return over_the_air(
-        model, x, y, threat, generator=generator, targeted=targeted, sample_rate=sample_rate, steps=steps, step=step,
+        model, x, y, threat, rng=rng, targeted=targeted, sample_rate=sample_rate, steps=steps, step=step,
         draws=draws, shift_s=shift_s, reverberation_s=0.0, low_hz=0.0, high_hz=0.0, level_db=0.0, loss=loss,
     )  # fmt: skip

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.attacks.active_batch import Task
+from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Best, Model, attack, finite_budgets, gradient
 from src.losses import LOSSES, fooled
 from src.perception import masking_threshold, power_level
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, Natural, Positive
 from src.threat import ThreatModel, column, norm_of
 
@@ -65,7 +65,7 @@ def psychoacoustic(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     sample_rate: Count = 16000,
     n_fft: Count = 2048,
@@ -94,11 +94,11 @@ def psychoacoustic(
     if x.dim() != 2:
         raise ValueError(f"psychoacoustic needs a waveform, [batch, time]; this input has {x.dim()} axes")
     best = _shrinking(model, x, y, threat, targeted=targeted, steps=steps, step=step, shrink=shrink, loss=loss)
-    task = Task(model, x, y, threat, generator, targeted, best)
-    task.keep(best.success)  # only what fooled the model can be made quieter
-    if not len(task) or not masking_steps:
+    batch = ActiveBatch(model, x, y, threat, rng, targeted, best)
+    batch.keep(best.success)  # only what fooled the model can be made quieter
+    if not len(batch) or not masking_steps:
         return best.x
-    model, x, y, threat, part = task.model, task.x, task.y, task.threat, task.best
+    model, x, y, threat, part = batch.model, batch.x, batch.y, batch.threat, batch.best
     masking = Masking(x, sample_rate, n_fft)
     x_adv, weight = part.x, torch.full_like(part.value, alpha)
     part.value = -masking.loss(x_adv - x)
@@ -113,7 +113,7 @@ def psychoacoustic(
         decay = 1 - iteration / masking_steps
         x_adv = threat.project(x_adv + column(decay * pace, x) * _unit(direction), x)
     part.update(x_adv, -masking.loss(x_adv - x), fooled(model(x_adv), y, targeted), first=False)
-    return task.finish()
+    return batch.finish()
 
 
 def _shrinking(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from src.attacks.core import Model, attack
 from src.attacks.gradients.pgd import pgd
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count
 from src.threat import Budget, ThreatModel
 
@@ -22,7 +22,7 @@ def snr_pgd(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     snr_db: float = 30.0,
     steps: Count = 40,
@@ -39,6 +39,6 @@ def snr_pgd(
     """
     eps = Budget(snr_db, is_snr=True).eps(x, threat.norm, threat.mask).minimum(threat.budgets(x))
     return pgd(
-        model, x, y, replace(threat, eps=eps), generator=generator, targeted=targeted, steps=steps, loss=loss,
+        model, x, y, replace(threat, eps=eps), rng=rng, targeted=targeted, steps=steps, loss=loss,
         early_exit=early_exit,
     )  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from src.attacks.core import Model, attack, finite_budgets
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.threat import ThreatModel, column, norm_of
 
 NORMS = ("linf", "l2", "l1")
@@ -21,23 +21,23 @@ def scaled(noise: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
 
 @attack("random_signs", kind="budget", norms=NORMS, targetable=True)
 def random_signs(
-    model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Streams, targeted: bool
+    model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, rng: RandomStreams, targeted: bool
 ) -> Tensor:
     """Control: every entry moves by the same amount, with a random sign."""
-    return scaled(generator.signs(x), x, threat)
+    return scaled(rng.signs(x), x, threat)
 
 
 @attack("random_uniform", kind="budget", norms=NORMS, targetable=True)
 def random_uniform(
-    model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Streams, targeted: bool
+    model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, rng: RandomStreams, targeted: bool
 ) -> Tensor:
     """Control: uniform noise with the whole budget as its norm."""
-    return scaled(2 * generator.uniform(x) - 1, x, threat)
+    return scaled(2 * rng.uniform(x) - 1, x, threat)
 
 
 @attack("random_gaussian", kind="budget", norms=NORMS, targetable=True)
 def random_gaussian(
-    model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Streams, targeted: bool
+    model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, rng: RandomStreams, targeted: bool
 ) -> Tensor:
     """Control: Gaussian noise with the whole budget as its norm."""
-    return scaled(generator.normal(x), x, threat)
+    return scaled(rng.normal(x), x, threat)

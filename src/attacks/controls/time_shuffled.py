@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from src.attacks.core import Model, attack
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel
 
@@ -19,7 +19,7 @@ def time_shuffled(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     attack: ATTACKS.Name = "pgd",  # type: ignore[name-defined]
 ) -> Tensor:
@@ -30,15 +30,15 @@ def time_shuffled(
     """
     if attack == "time_shuffled":
         raise ValueError("time_shuffled shuffles another attack's perturbation; name one")
-    delta = ATTACKS[attack](model, x, y, threat, generator=generator, targeted=targeted) - x
-    return threat.project(x + shuffled(delta, threat, generator), x)
+    delta = ATTACKS[attack](model, x, y, threat, rng=rng, targeted=targeted) - x
+    return threat.project(x + shuffled(delta, threat, rng), x)
 
 
-def shuffled(delta: Tensor, threat: ThreatModel, generator: Streams) -> Tensor:
+def shuffled(delta: Tensor, threat: ThreatModel, rng: RandomStreams) -> Tensor:
     """delta [batch, ..., time] with the moments that the mask allows in random order."""
     allowed = torch.ones_like(delta, dtype=torch.bool) if threat.mask is None else threat.mask.expand_as(delta)
     open_ = allowed.flatten(1, -2).any(1) if delta.dim() > 2 else allowed
     places = (~open_).to(torch.int8).argsort(dim=1, stable=True)
-    source = (generator.uniform(delta.new_empty(open_.shape)) + 2 * ~open_).argsort(dim=1, stable=True)
+    source = (rng.uniform(delta.new_empty(open_.shape)) + 2 * ~open_).argsort(dim=1, stable=True)
     order = torch.empty_like(places).scatter(1, places, source)
     return delta.gather(-1, order.reshape(len(delta), *[1] * (delta.dim() - 2), -1).expand_as(delta))

@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import Task
+from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Best, Model, attack, every, finite_budgets, gradient
 from src.losses import LOSSES, fooled
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count
 from src.threat import ThreatModel, column, norm_of
 
@@ -34,7 +34,7 @@ def apgd(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     steps: Count = 100,
     restarts: Count = 1,
@@ -57,7 +57,7 @@ def apgd(
     best = Best(x)
     for _ in range(restarts):
         climb(
-            Task(model, x, y, threat, generator, targeted, best), y, random_start=random_start, steps=steps,
+            ActiveBatch(model, x, y, threat, rng, targeted, best), y, random_start=random_start, steps=steps,
             early_exit=early_exit, objective=lambda logits, y, _: LOSSES[loss](logits, y, targeted),
         )  # fmt: skip
     return best.x
@@ -70,7 +70,7 @@ def apgd_targeted(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     steps: Count = 100,
     targets: Count = 9,
@@ -94,7 +94,7 @@ def apgd_targeted(
         # Values of different targets do not compare, so every run ranks its failures anew.
         best.value.fill_(-torch.inf)
         climb(
-            Task(model, x, y, threat, generator, False, best), order[:, rank], random_start=random_start, steps=steps,
+            ActiveBatch(model, x, y, threat, rng, False, best), order[:, rank], random_start=random_start, steps=steps,
             early_exit=early_exit, objective=_towards,
         )  # fmt: skip
     return best.x
@@ -109,13 +109,15 @@ def _towards(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
     return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
-def climb(task: Task, aim: Tensor, *, random_start: bool, steps: int, early_exit: bool, objective: Objective) -> None:
-    """One run; with `early_exit` only of the examples without a success. What it finds goes into the task's best."""
+def climb(
+    batch: ActiveBatch, aim: Tensor, *, random_start: bool, steps: int, early_exit: bool, objective: Objective
+) -> None:
+    """One run; with `early_exit` only of the examples without a success. What it finds goes into the batch's best."""
     if early_exit:
-        (aim,) = task.keep(~task.best.success, aim)
-        if not len(task):
+        (aim,) = batch.keep(~batch.best.success, aim)
+        if not len(batch):
             return
-    x, threat, x_adv = task.x, task.threat, task.x
+    x, threat, x_adv = batch.x, batch.threat, batch.x
     balls = [(steps, 1.0)]
     if threat.norm == "l1" and steps >= 10:
         long = int(0.3 * steps)
@@ -123,12 +125,12 @@ def climb(task: Task, aim: Tensor, *, random_start: bool, steps: int, early_exit
     for number, (length, scale) in enumerate(balls):
         ball = replace(threat, eps=threat.budgets(x) * scale)
         if number == 0 and random_start:
-            x_adv = ball.random_start(x, task.generator)
+            x_adv = ball.random_start(x, batch.rng)
         outside = scale > 1  # too far away to count: only a start for the next ball
-        best = Best(x) if outside else task.best
-        run = _Run(Task(task.model, x, task.y, ball, task.generator, task.targeted, best), objective, length)
+        best = Best(x) if outside else batch.best
+        run = _Climb(ActiveBatch(batch.model, x, batch.y, ball, batch.rng, batch.targeted, best), objective, length)
         x_adv = run.climb(aim, ball.project(x_adv, x), early_exit and not outside)
-    task.finish()
+    batch.finish()
 
 
 @dataclass
@@ -160,18 +162,18 @@ class _State:
         return _State(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
-class _Run:
+class _Climb:
     """One run inside one ball."""
 
-    def __init__(self, task: Task, objective: Objective, steps: int):
-        self.task, self.objective, self.steps = task, objective, steps
-        self.sparse = task.threat.norm == "l1"
+    def __init__(self, batch: ActiveBatch, objective: Objective, steps: int):
+        self.batch, self.objective, self.steps = batch, objective, steps
+        self.sparse = batch.threat.norm == "l1"
 
     def climb(self, aim: Tensor, x_adv: Tensor, early_exit: bool) -> Tensor:
         """Update the best and return the points of highest loss (of all examples only without early exit)."""
-        task, x = self.task, self.task.x
+        batch, x = self.batch, self.batch.x
         grad, value = self._look(x_adv, aim, early_exit)
-        eps, none = task.threat.budgets(x), torch.zeros_like(value)
+        eps, none = batch.threat.budgets(x), torch.zeros_like(value)
         s = _State(
             aim=aim, x_adv=x_adv, previous=x_adv, grad=grad, value=value, top=value, top_x=x_adv,
             top_grad=grad, step=eps if self.sparse else 2 * eps, rises=none, checked=value, halved=none + 1,
@@ -181,8 +183,8 @@ class _Run:
         since = 0
         for iteration in range(self.steps):
             if early_exit and iteration % every(x) == 0:
-                (s,) = task.keep(~task.best.success, s)
-                if not len(task):
+                (s,) = batch.keep(~batch.best.success, s)
+                if not len(batch):
                     break
             moved = self._sparse_step(s) if self.sparse else self._step(s, 1.0 if iteration == 0 else MOMENTUM)
             s.previous, s.x_adv = s.x_adv, moved
@@ -200,18 +202,18 @@ class _Run:
                 if not self.sparse:
                     window = max(window - max(int(0.03 * self.steps), 1), max(int(0.06 * self.steps), 1))
                 since = 0
-        task.finish()
+        batch.finish()
         return s.top_x
 
     def _look(self, x_adv: Tensor, aim: Tensor, first: bool) -> tuple[Tensor, Tensor]:
         """(gradient, value) of the objective at x_adv, which enters the best."""
-        task = self.task
-        grad, value, logits = gradient(task.model, x_adv, lambda logits: self.objective(logits, task.y, aim))
-        task.best.update(x_adv, value, fooled(logits, task.y, task.targeted), first)
+        batch = self.batch
+        grad, value, logits = gradient(batch.model, x_adv, lambda logits: self.objective(logits, batch.y, aim))
+        batch.best.update(x_adv, value, fooled(logits, batch.y, batch.targeted), first)
         return grad, value
 
     def _step(self, s: _State, share: float) -> Tensor:
-        x, threat = self.task.x, self.task.threat
+        x, threat = self.batch.x, self.batch.threat
         ahead = threat.project(s.x_adv + column(s.step, x) * threat.ascent(s.grad), x)
         return threat.project(s.x_adv + share * (ahead - s.x_adv) + (1 - share) * (s.x_adv - s.previous), x)
 
@@ -224,7 +226,7 @@ class _Run:
         return halve
 
     def _sparse_step(self, s: _State) -> Tensor:
-        x, threat = self.task.x, self.task.threat
+        x, threat = self.batch.x, self.batch.threat
         flat = threat.masked(s.grad).abs().flatten(1)
         count = (s.density * flat.shape[1]).long().clamp(1, flat.shape[1])
         threshold = flat.sort(1, descending=True).values.gather(1, count[:, None] - 1)
@@ -234,8 +236,8 @@ class _Run:
 
     def _adapt_sparse(self, s: _State) -> Tensor:
         """Fewer entries were needed: restart with the full step; otherwise shrink it. Returns where it restarts."""
-        x = self.task.x
-        eps, entries = self.task.threat.budgets(x), norm_of(s.top_x - x, "l0")
+        x = self.batch.x
+        eps, entries = self.batch.threat.budgets(x), norm_of(s.top_x - x, "l0")
         fewer = entries < 0.95 * s.entries
         s.density, s.entries = entries / x[0].numel() / 1.5, entries
         s.step = torch.where(fewer, eps, (s.step / 1.5).maximum(eps / 10))

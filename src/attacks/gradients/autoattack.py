@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import Task
+from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Model, attack, gradient
 from src.losses import cross_entropy, fooled
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import ATTACKS, Count
 from src.threat import ThreatModel, norm_of
 
@@ -24,7 +24,7 @@ def autoattack(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     steps: Count = 100,
     targets: Count = 9,
@@ -47,16 +47,16 @@ def autoattack(
     if targeted:
         second = ("apgd", {"steps": steps, "loss": "margin"})
     members = [("apgd", {"steps": steps}), second, ("fmn", {"steps": steps}), ("square", {"queries": queries})]
-    out, task = x.clone(), Task(model, x, y, threat, generator, targeted)
-    task.keep(~fooled(model(x), y, targeted))
+    out, batch = x.clone(), ActiveBatch(model, x, y, threat, rng, targeted)
+    batch.keep(~fooled(model(x), y, targeted))
     for name, keys in members:
         member = ATTACKS[name]
-        if threat.norm not in member.norms or not len(task):  # type: ignore[attr-defined]
+        if threat.norm not in member.norms or not len(batch):  # type: ignore[attr-defined]
             continue
-        x_adv = member(task.model, task.x, task.y, task.threat, generator=task.generator, targeted=targeted, **keys)
+        x_adv = member(batch.model, batch.x, batch.y, batch.threat, rng=batch.rng, targeted=targeted, **keys)
         # A survivor keeps a point of the ball: the last member's.
-        out[task.index] = x_adv
-        task.keep(~fooled(task.model(x_adv), task.y, targeted))
+        out[batch.index] = x_adv
+        batch.keep(~fooled(batch.model(x_adv), batch.y, targeted))
     return out
 
 

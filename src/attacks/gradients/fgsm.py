@@ -9,7 +9,7 @@ from torch import Tensor
 
 from src.attacks.core import Model, attack, finite_budgets, gradient
 from src.losses import LOSSES
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.threat import ThreatModel, column
 
 
@@ -20,7 +20,7 @@ def fgsm(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
     random_start: bool = False,
@@ -31,6 +31,6 @@ def fgsm(
         loss: what the step climbs.
         random_start: begin at a random point of the ball.
     """
-    start = threat.random_start(x, generator) if random_start else x
+    start = threat.random_start(x, rng) if random_start else x
     grad, _, _ = gradient(model, start, lambda logits: LOSSES[loss](logits, y, targeted))
     return threat.project(start + column(finite_budgets(threat, x), x) * threat.ascent(grad), x)

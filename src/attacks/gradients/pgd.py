@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import Task
+from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Best, Model, attack, every, finite_budgets
 from src.losses import LOSSES, fooled
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, Fraction, Positive
 from src.threat import ThreatModel, column, norm_of
 
@@ -23,7 +23,7 @@ def pgd(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     steps: Count = 40,
     step: Positive = 2.5,
@@ -50,19 +50,19 @@ def pgd(
         raise ValueError("restarts need random_start, or they all do the same")
     eps, best = finite_budgets(threat, x), Best(x)
     for _ in range(restarts):
-        task, pace = Task(model, x, y, threat, generator, targeted, best), column(eps * (step / steps), x)
+        batch, pace = ActiveBatch(model, x, y, threat, rng, targeted, best), column(eps * (step / steps), x)
         if early_exit:
-            (pace,) = task.keep(~best.success, pace)
-            if not len(task):
+            (pace,) = batch.keep(~best.success, pace)
+            if not len(batch):
                 break
-        x_adv = task.threat.random_start(task.x, task.generator) if random_start else task.x.clone()
-        box = task.threat.box(task.x) if threat.norm == "linf" else None
+        x_adv = batch.threat.random_start(batch.x, batch.rng) if random_start else batch.x.clone()
+        box = batch.threat.box(batch.x) if threat.norm == "linf" else None
         velocity = torch.zeros_like(x_adv) if momentum else None
         for iteration in range(steps):
-            grad = task.look(x_adv, loss, first=early_exit)
+            grad = batch.look(x_adv, loss, first=early_exit)
             if early_exit and iteration % every(x) == 0:
-                x_adv, grad, pace, box, velocity = task.keep(~task.best.success, x_adv, grad, pace, box, velocity)
-                if not len(task):
+                x_adv, grad, pace, box, velocity = batch.keep(~batch.best.success, x_adv, grad, pace, box, velocity)
+                if not len(batch):
                     break
             if velocity is not None:
                 size = column(norm_of(grad, "l1"), grad).clamp_min_(1e-30)
@@ -70,14 +70,14 @@ def pgd(
             if box:
                 x_adv.addcmul_(grad.sign_(), pace).clamp_(*box)
             else:
-                ball = task.threat
+                ball = batch.threat
                 direction = ball.ascent(grad) if ball.norm == "l2" else _sparse(ball.masked(grad), sparsity)
-                x_adv = ball.project(x_adv.addcmul_(direction, pace), task.x)
-        if len(task):
-            logits = task.model(x_adv)
-            value, success = LOSSES[loss](logits, task.y, targeted), fooled(logits, task.y, targeted)
-            task.best.update(x_adv, value, success, early_exit)
-        task.finish()
+                x_adv = ball.project(x_adv.addcmul_(direction, pace), batch.x)
+        if len(batch):
+            logits = batch.model(x_adv)
+            value, success = LOSSES[loss](logits, batch.y, targeted), fooled(logits, batch.y, targeted)
+            batch.best.update(x_adv, value, success, early_exit)
+        batch.finish()
     return best.x
 
 

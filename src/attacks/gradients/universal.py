@@ -13,7 +13,7 @@ from torch import Tensor
 
 from src.attacks.core import Model, attack, finite_budgets, gradient
 from src.losses import LOSSES, fooled
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, Fraction, Positive
 from src.threat import ThreatModel, column, norm_of
 
@@ -25,7 +25,7 @@ def universal(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     steps: Count = 100,
     step: Positive = 5.0,
@@ -50,7 +50,7 @@ def universal(
     shared, each = torch.zeros_like(x[:1]), replace(threat, eps=eps)
     velocity, best, best_rank = torch.zeros_like(shared), shared, x.new_tensor(-torch.inf)
     for _ in range(steps + 1):
-        offset = (generator.uniform(x.flatten(1)[:, :1]) * x.shape[-1]).long() if shift_invariant else None
+        offset = (rng.uniform(x.flatten(1)[:, :1]) * x.shape[-1]).long() if shift_invariant else None
         x_adv = each.project(x + _placed(shared, offset, len(x)), x)
         grad, value, logits = gradient(model, x_adv, lambda logits: LOSSES[loss](logits, y, targeted))
         success = fooled(logits, y, targeted)

@@ -7,10 +7,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import Task
+from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Model, attack
 from src.attacks.labels.oracle import Oracle, bisect, start, within
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, Positive
 from src.threat import ThreatModel, column, norm_of
 
@@ -25,7 +25,7 @@ def boundary(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     queries: Count = 2000,
     sideways: Positive = 0.1,
@@ -40,7 +40,7 @@ def boundary(
         forward: first step towards the clean input, in distances from it.
         start_tries: rounds of growing noise to find a start.
     """
-    oracle = Oracle(Task(model, x, y, threat, generator, targeted), queries)
+    oracle = Oracle(ActiveBatch(model, x, y, threat, rng, targeted), queries)
     point, found = start(oracle, start_tries)
     point = bisect(oracle, point, found, 10)
     result = point.clone()
@@ -49,26 +49,26 @@ def boundary(
     side_hits, hits, tried = torch.zeros_like(side), torch.zeros_like(side), torch.zeros_like(side)
     rounds = 0
     while True:
-        distance = norm_of(point - oracle.task.x, "l2")
-        result[oracle.task.index] = point
+        distance = norm_of(point - oracle.batch.x, "l2")
+        result[oracle.batch.index] = point
         point, distance, side, ahead, side_hits, hits, tried = oracle.keep(
             (oracle.used < queries) & (distance > 0), point, distance, side, ahead, side_hits, hits, tried
         )
-        task = oracle.task
-        if not len(task):
+        batch = oracle.batch
+        if not len(batch):
             return within(threat, result, x)
-        away = (point - task.x) / column(distance, x)
-        u = task.threat.masked(task.generator.normal(point))
+        away = (point - batch.x) / column(distance, x)
+        u = batch.threat.masked(batch.rng.normal(point))
         u = u - away * column((u * away).flatten(1).sum(1), u)
         u = u / column(norm_of(u, "l2"), u).clamp_min(1e-30)
         around = away + u * column(side, u)
         around = around / column(norm_of(around, "l2"), u)
-        moved = task.threat.clip(task.x + around * column(distance, u), task.x)
+        moved = batch.threat.clip(batch.x + around * column(distance, u), batch.x)
         first = oracle.ask(moved, torch.ones_like(distance, dtype=torch.bool))
-        nearer = task.threat.clip(task.x + around * column(distance * (1 - ahead), u), task.x)
+        nearer = batch.threat.clip(batch.x + around * column(distance * (1 - ahead), u), batch.x)
         second = oracle.ask(nearer, first)
         # Clipping at the bounds may only shorten a step sideways.
-        point = torch.where(column(first & (norm_of(moved - task.x, "l2") <= distance), x), moved, point)
+        point = torch.where(column(first & (norm_of(moved - batch.x, "l2") <= distance), x), moved, point)
         point = torch.where(column(second, x), nearer, point)
         side_hits, hits, tried = side_hits + first, hits + second, tried + first
         rounds += 1

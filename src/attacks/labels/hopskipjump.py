@@ -9,10 +9,10 @@ import math
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import Task
+from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Model, attack
 from src.attacks.labels.oracle import Oracle, bisect, start, within
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, Positive
 from src.threat import ThreatModel, column, norm_of
 
@@ -27,7 +27,7 @@ def hopskipjump(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     queries: Count = 2000,
     probes: Count = 50,
@@ -42,7 +42,7 @@ def hopskipjump(
         probe: length of a probe, in distances from the clean input.
         start_tries: rounds of growing noise to find a start.
     """
-    oracle = Oracle(Task(model, x, y, threat, generator, targeted), queries)
+    oracle = Oracle(ActiveBatch(model, x, y, threat, rng, targeted), queries)
     point, found = start(oracle, start_tries)
     entries = x[0].numel()
     # A probe moves by about its length / sqrt(entries) across the boundary, so the point must be nearer to it.
@@ -53,28 +53,28 @@ def hopskipjump(
     while True:
         steps += 1
         count = round(probes * math.sqrt(steps))
-        distance = norm_of(point - oracle.task.x, threat.norm)
-        result[oracle.task.index] = point
+        distance = norm_of(point - oracle.batch.x, threat.norm)
+        result[oracle.batch.index] = point
         # Those that can afford no more, or need none, leave.
         affords = oracle.used + count + HALVINGS + halvings <= queries
         point, distance = oracle.keep(affords & (distance > 0), point, distance)
-        task = oracle.task
-        if not len(task):
+        batch = oracle.batch
+        if not len(batch):
             return within(threat, result, x)
         everyone = torch.ones_like(distance, dtype=torch.bool)
-        direction = task.threat.ascent(_normal(oracle, point, probe * norm_of(point - task.x, "l2"), count))
+        direction = batch.threat.ascent(_normal(oracle, point, probe * norm_of(point - batch.x, "l2"), count))
         size, step = distance / math.sqrt(steps), torch.zeros_like(everyone)
         moved = point
         for _ in range(HALVINGS):
             waiting = everyone & ~step
             if not bool(waiting.any()):
                 break
-            candidate = task.threat.clip(point + direction * column(size, x), task.x)
+            candidate = batch.threat.clip(point + direction * column(size, x), batch.x)
             hit = oracle.ask(candidate, waiting)
             moved = torch.where(column(hit, x), candidate, moved)
             step, size = step | hit, size / 2
         moved = bisect(oracle, moved, step, halvings)
-        nearer = norm_of(moved - task.x, threat.norm) < distance
+        nearer = norm_of(moved - batch.x, threat.norm) < distance
         # The walk goes on from where it came to; the result keeps the nearest success.
         point = torch.where(column(nearer, x), moved, point)
 
@@ -82,13 +82,13 @@ def hopskipjump(
 def _normal(oracle: Oracle, point: Tensor, size: Tensor, count: int) -> Tensor:
     """The direction that points into the wanted class: the mean of random unit vectors weighted by their decisions,
     less the mean decision."""
-    task = oracle.task
+    batch = oracle.batch
     everyone = torch.ones(len(point), dtype=torch.bool, device=point.device)
     weighted, plain, mean = torch.zeros_like(point), torch.zeros_like(point), point.new_zeros(len(point))
     for _ in range(count):
-        u = task.threat.masked(task.generator.normal(point))
+        u = batch.threat.masked(batch.rng.normal(point))
         u = u / column(norm_of(u, "l2"), u).clamp_min(1e-30)
-        decision = oracle.ask(task.threat.clip(point + u * column(size, u), task.x), everyone).to(u.dtype) * 2 - 1
+        decision = oracle.ask(batch.threat.clip(point + u * column(size, u), batch.x), everyone).to(u.dtype) * 2 - 1
         weighted += u * column(decision, u)
         plain += u
         mean += decision / count

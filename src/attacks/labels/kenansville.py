@@ -6,10 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import Task
+from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Model, attack
 from src.attacks.labels.oracle import Oracle, within
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count
 from src.threat import ThreatModel, column
 
@@ -21,7 +21,7 @@ def kenansville(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     steps: Count = 15,
 ) -> Tensor:
@@ -32,7 +32,7 @@ def kenansville(
     """
     if x.dim() != 2:
         raise ValueError(f"kenansville removes parts of a waveform, [batch, time]; this input has {x.dim()} axes")
-    oracle = Oracle(Task(model, x, y, threat, generator, targeted), steps + 2)
+    oracle = Oracle(ActiveBatch(model, x, y, threat, rng, targeted), steps + 2)
     spectrum = torch.fft.rfft(x)
     rank = spectrum.abs().argsort(1).argsort(1)
     everyone = torch.ones(len(x), dtype=torch.bool, device=x.device)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.attacks.active_batch import State, Task
+from src.attacks.active_batch import ActiveBatch, State
 from src.attacks.core import narrow
 from src.losses import fooled
 from src.threat import ThreatModel, column, norm_of
@@ -25,9 +25,9 @@ class Oracle:
         used: queries so far, [batch] long.
     """
 
-    def __init__(self, task: Task, limit: int):
-        self.task, self.limit = task, limit
-        self.used = torch.zeros(len(task), dtype=torch.long, device=task.x.device)
+    def __init__(self, batch: ActiveBatch, limit: int):
+        self.batch, self.limit = batch, limit
+        self.used = torch.zeros(len(batch), dtype=torch.long, device=batch.x.device)
 
     def ask(self, x_adv: Tensor, who: Tensor) -> Tensor:
         """Whether x_adv [batch, ...] succeeds, for the examples in `who` [batch] bool that have a query left; False
@@ -36,13 +36,13 @@ class Oracle:
         answer = torch.zeros_like(who)
         if len(index):
             self.used[index] += 1
-            model = self.task.model if len(index) == len(who) else narrow(self.task.model, index)
-            answer[index] = fooled(model(x_adv[index]), self.task.y[index], self.task.targeted)
+            model = self.batch.model if len(index) == len(who) else narrow(self.batch.model, index)
+            answer[index] = fooled(model(x_adv[index]), self.batch.y[index], self.batch.targeted)
         return answer
 
     def keep(self, stays: Tensor, *state: *State) -> tuple[*State]:
-        """`Task.keep`, with the counts."""
-        self.used, state = self.task.keep(stays, self.used, state)
+        """`ActiveBatch.keep`, with the counts."""
+        self.used, state = self.batch.keep(stays, self.used, state)
         return state
 
 
@@ -53,8 +53,8 @@ def start(oracle: Oracle, tries: int) -> tuple[Tensor, Tensor]:
         (points, [batch, ...]; whether one was found within `tries` rounds of growing noise, [batch] bool). Where none
         was found the point is the clean input.
     """
-    task = oracle.task
-    x, threat = task.x, task.threat
+    batch = oracle.batch
+    x, threat = batch.x, batch.threat
     found = oracle.ask(x, torch.ones(len(x), dtype=torch.bool, device=x.device))
     point = x.clone()
     rms = norm_of(x, "l2") / x[0].numel() ** 0.5
@@ -65,7 +65,7 @@ def start(oracle: Oracle, tries: int) -> tuple[Tensor, Tensor]:
             break
         # Only those that wait draw, or an example's random numbers would depend on its neighbors.
         noise = torch.zeros_like(x)
-        noise[index] = task.generator.select(index).normal(x[index])
+        noise[index] = batch.rng.select(index).normal(x[index])
         noise = threat.masked(_colored(noise, WIDTHS[attempt % len(WIDTHS)]))
         noise = noise / column(norm_of(noise, "l2") / x[0].numel() ** 0.5, x).clamp_min(1e-30)
         for level in LEVELS:
@@ -95,13 +95,13 @@ def between(x: Tensor, x_adv: Tensor, share: Tensor, norm: str) -> Tensor:
 def bisect(oracle: Oracle, x_adv: Tensor, who: Tensor, steps: int) -> Tensor:
     """Move the successes x_adv of `who` towards the clean input, to the boundary but still successful, for `steps`
     queries each."""
-    task = oracle.task
+    batch = oracle.batch
     low, high = x_adv.new_zeros(len(x_adv)), x_adv.new_ones(len(x_adv))
     for _ in range(steps):
         middle = (low + high) / 2
-        hit = oracle.ask(task.threat.clip(between(task.x, x_adv, middle, task.threat.norm), task.x), who)
+        hit = oracle.ask(batch.threat.clip(between(batch.x, x_adv, middle, batch.threat.norm), batch.x), who)
         low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
-    closer = task.threat.clip(between(task.x, x_adv, high, task.threat.norm), task.x)
+    closer = batch.threat.clip(between(batch.x, x_adv, high, batch.threat.norm), batch.x)
     return torch.where(column(who & (high < 1), x_adv), closer, x_adv)
 
 

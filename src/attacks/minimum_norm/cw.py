@@ -14,12 +14,12 @@ import math
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import Task
+from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Best, Model, attack, every, gradient
 from src.attacks.minimum_norm.ddn import nearest
 from src.attacks.minimum_norm.search import SLACK, Search
 from src.losses import margin
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, NonNegative, Positive
 from src.threat import ThreatModel, column, norm_of
 
@@ -38,7 +38,7 @@ def cw(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     search_steps: Count = 5,
     steps: Count = 100,
@@ -63,7 +63,7 @@ def cw(
     best = Best(x)
     if candidates > 1 and not targeted:
         grad, value, _ = gradient(model, x, lambda logits: margin(logits, y, False))
-        scouts = Search(Task(model, x, y, threat, generator, False), grad, value, SLACK * value.abs())
+        scouts = Search(ActiveBatch(model, x, y, threat, rng, False), grad, value, SLACK * value.abs())
         y, targeted = nearest(scouts, candidates, SCOUT_STEPS), True
         if not confidence:
             best.update(scouts.best.x, -scouts.size().square(), scouts.best.success, first=False)
@@ -73,7 +73,7 @@ def cw(
     low, high = torch.zeros_like(c), torch.full_like(c, math.inf)
     for _ in range(search_steps):
         found = _descend(
-            Task(model, x, y, threat, generator, targeted, best),
+            ActiveBatch(model, x, y, threat, rng, targeted, best),
             start,
             c,
             goal,
@@ -119,46 +119,48 @@ def _first_crossing(
     return reach.clamp_min(1e-12), needed, goal
 
 
-def _descend(task: Task, start: Tensor, c: Tensor, goal: Tensor, pace: Tensor, steps: int, abort_early: bool) -> Tensor:
+def _descend(
+    batch: ActiveBatch, start: Tensor, c: Tensor, goal: Tensor, pace: Tensor, steps: int, abort_early: bool
+) -> Tensor:
     """One c per example, from `start`; smaller successes become the best. Returns who succeeded, [batch] bool."""
-    space = (Tanh if all(map(math.isfinite, task.threat.bounds)) else Direct)(task, start)
+    space = (Tanh if all(map(math.isfinite, batch.threat.bounds)) else Direct)(batch, start)
     found = torch.zeros_like(c, dtype=torch.bool)
-    reached, first, second = found.clone(), torch.zeros_like(task.x), torch.zeros_like(c)
+    reached, first, second = found.clone(), torch.zeros_like(batch.x), torch.zeros_like(c)
     previous = torch.full_like(c, math.inf)
     for iteration in range(steps):
         x_adv = space.point()
-        grad, value, _ = gradient(task.model, x_adv, lambda logits: margin(logits, task.y, task.targeted))
-        delta = x_adv - task.x
+        grad, value, _ = gradient(batch.model, x_adv, lambda logits: margin(logits, batch.y, batch.targeted))
+        delta = x_adv - batch.x
         square = delta.flatten(1).square().sum(1)
         success = value > goal
         reached |= success
-        task.best.update(x_adv, -square, success, first=False)
+        batch.best.update(x_adv, -square, success, first=False)
         objective = square + c * (goal - value).clamp_min(0)
         # The hinge pulls only while the margin is short.
         grad = delta.mul_(2).sub_(grad * column(c * (value <= goal), grad))
-        grad = space.chain(task.threat.masked(grad))
+        grad = space.chain(batch.threat.masked(grad))
         first.mul_(0.9).add_(grad, alpha=0.1)
         second = 0.99 * second + 0.01 * grad.flatten(1).square().sum(1)
         scale = (second / (1 - 0.99 ** (iteration + 1))).sqrt().clamp_min(1e-30)
         decay = 0.5 * (1 + math.cos(math.pi * iteration / steps)) / (1 - 0.9 ** (iteration + 1))
         space.move(first * column(-decay * pace / scale, first))
         if abort_early and iteration % max(steps // 10, every(grad)) == 0:
-            found[task.index] = reached
-            space, c, goal, pace, reached, first, second, previous = task.keep(
+            found[batch.index] = reached
+            space, c, goal, pace, reached, first, second, previous = batch.keep(
                 objective < SHRINK * previous, space, c, goal, pace, reached, first, second, objective
             )
-            if not len(task):
+            if not len(batch):
                 return found
-    found[task.index] = reached
-    task.finish()
+    found[batch.index] = reached
+    batch.finish()
     return found
 
 
 class Direct:
     """The perturbed input itself, clipped after every move."""
 
-    def __init__(self, task: Task, start: Tensor):
-        self.task, self.x_adv = task, start.clone()
+    def __init__(self, batch: ActiveBatch, start: Tensor):
+        self.batch, self.x_adv = batch, start.clone()
 
     def point(self) -> Tensor:
         return self.x_adv
@@ -168,7 +170,7 @@ class Direct:
         return grad
 
     def move(self, by: Tensor) -> None:
-        self.x_adv = self.task.threat.clip(self.x_adv + by, self.task.x)
+        self.x_adv = self.batch.threat.clip(self.x_adv + by, self.batch.x)
 
     def select(self, index: Tensor) -> Direct:
         self.x_adv = self.x_adv[index]
@@ -179,18 +181,18 @@ class Tanh:
     """The change of variables for finite bounds: x = middle + half * tanh(w), w scaled so that near the middle a move
     of w is a move of x."""
 
-    def __init__(self, task: Task, start: Tensor):
-        low, high = task.threat.bounds
+    def __init__(self, batch: ActiveBatch, start: Tensor):
+        low, high = batch.threat.bounds
         self.middle, self.half = (low + high) / 2, (high - low) / 2
-        self.task = task
-        self.origin = ((task.x - self.middle) / self.half).clamp(-1 + 1e-6, 1 - 1e-6)
+        self.batch = batch
+        self.origin = ((batch.x - self.middle) / self.half).clamp(-1 + 1e-6, 1 - 1e-6)
         self.t = ((start - self.middle) / self.half).clamp(-1 + 1e-6, 1 - 1e-6)
         self.w = self.t.atanh()
 
     def point(self) -> Tensor:
         self.t = self.w.tanh()
         # The difference keeps an unmoved entry exactly as it was.
-        return self.task.threat.clip(self.task.x + self.half * (self.t - self.origin), self.task.x)
+        return self.batch.threat.clip(self.batch.x + self.half * (self.t - self.origin), self.batch.x)
 
     def chain(self, grad: Tensor) -> Tensor:
         return grad * (1 - self.t.square())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from src.attacks.core import Model, attack
 from src.attacks.minimum_norm.search import Search, minimize
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, Fraction, Natural, Positive
 from src.threat import ThreatModel, column
 
@@ -21,7 +21,7 @@ def cw_linf(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     rounds: Count = 20,
     steps: Count = 10,
@@ -41,22 +41,22 @@ def cw_linf(
         shrink_steps: forward passes of the final bisection.
     """
 
-    def search(task: Search) -> None:
-        unit, clean = column(task.reach, x), task.value.abs().clamp_min(1e-12)
+    def search(batch: Search) -> None:
+        unit, clean = column(batch.reach, x), batch.value.abs().clamp_min(1e-12)
         entries = x[0].numel()
-        tau, c = torch.full_like(task.reach, 1.0), torch.full_like(task.reach, initial_c)
-        delta = torch.zeros_like(task.x)
+        tau, c = torch.full_like(batch.reach, 1.0), torch.full_like(batch.reach, initial_c)
+        delta = torch.zeros_like(batch.x)
         for _ in range(rounds):
             # What sticks out of the level after a success is cut: the penalty would take many steps for it.
             delta = delta.clamp(-column(tau, x), column(tau, x))
-            found = torch.zeros_like(task.best.success)
+            found = torch.zeros_like(batch.best.success)
             first, second = torch.zeros_like(delta), torch.zeros_like(delta)
             for iteration in range(steps):
-                x_adv = task.threat.clip(task.x + delta * unit, task.x)
-                grad, value, success = task.probe(x_adv)
+                x_adv = batch.threat.clip(batch.x + delta * unit, batch.x)
+                grad, value, success = batch.probe(x_adv)
                 found |= success
                 # Both terms have the gradient size of a sum over entries, so c = 1 balances a linear model.
-                pull = entries * c * task.reach / clean * (value <= task.goal)
+                pull = entries * c * batch.reach / clean * (value <= batch.goal)
                 push = delta.sign() * (delta.abs() > column(tau, x))
                 slope = push - column(pull, x) * grad
                 first.mul_(0.9).add_(slope, alpha=0.1)
@@ -64,9 +64,9 @@ def cw_linf(
                 now = (first / (1 - 0.9 ** (iteration + 1))) / (
                     (second / (1 - 0.999 ** (iteration + 1))).sqrt() + 1e-12
                 )
-                delta = task.threat.masked(delta - learning_rate * column(tau, x) * now)
-            smallest = (task.size() / task.reach).minimum(tau)
-            tau = torch.where(found, decay * smallest, torch.where(task.best.success, tau, tau * 1.5))
+                delta = batch.threat.masked(delta - learning_rate * column(tau, x) * now)
+            smallest = (batch.size() / batch.reach).minimum(tau)
+            tau = torch.where(found, decay * smallest, torch.where(batch.best.success, tau, tau * 1.5))
             c = torch.where(found, c, c * 2)
 
-    return minimize(model, x, y, threat, generator, targeted, search, shrink_steps)
+    return minimize(model, x, y, threat, rng, targeted, search, shrink_steps)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from src.attacks.core import Model, attack
 from src.attacks.minimum_norm.search import Search, cosine, minimize
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, Fraction, Natural, Positive
 from src.threat import ThreatModel, column, norm_of
 
@@ -21,7 +21,7 @@ def ddn(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     steps: Count = 100,
     step: Positive = 1.0,
@@ -40,43 +40,43 @@ def ddn(
         shrink_steps: forward passes of the final bisection.
     """
 
-    def search(task: Search) -> None:
+    def search(batch: Search) -> None:
         scout = steps // 10
-        if task.targeted or candidates == 1 or scout < 2:
-            descend(task, torch.zeros_like(task.x), task.reach, steps, step, gamma)
+        if batch.targeted or candidates == 1 or scout < 2:
+            descend(batch, torch.zeros_like(batch.x), batch.reach, steps, step, gamma)
             return
         before = scout * candidates + 1
-        last = task.toward(nearest(task, candidates, scout, step, gamma))
-        eps = torch.where(task.best.success, task.size(), last.reach)
-        descend(last, task.best.x - task.x, eps, steps - before, step, gamma)
-        task.take(last)
+        last = batch.toward(nearest(batch, candidates, scout, step, gamma))
+        eps = torch.where(batch.best.success, batch.size(), last.reach)
+        descend(last, batch.best.x - batch.x, eps, steps - before, step, gamma)
+        batch.take(last)
 
-    return minimize(model, x, y, threat, generator, targeted, search, shrink_steps)
+    return minimize(model, x, y, threat, rng, targeted, search, shrink_steps)
 
 
-def nearest(task: Search, candidates: int, steps: int, step: float = 1.0, gamma: float = 0.1) -> Tensor:
+def nearest(batch: Search, candidates: int, steps: int, step: float = 1.0, gamma: float = 0.1) -> Tensor:
     """Of the `candidates` most likely other classes the one whose boundary is nearest, [batch], as far as `steps`
-    gradients for each can tell; what they find becomes the best of the untargeted `task`."""
-    logits = task.model(task.x)
-    ranked = logits.scatter(1, task.y[:, None], -torch.inf).argsort(1, descending=True)
-    target, least = ranked[:, 0], torch.full_like(task.reach, torch.inf)
+    gradients for each can tell; what they find becomes the best of the untargeted `batch`."""
+    logits = batch.model(batch.x)
+    ranked = logits.scatter(1, batch.y[:, None], -torch.inf).argsort(1, descending=True)
+    target, least = ranked[:, 0], torch.full_like(batch.reach, torch.inf)
     for label in ranked[:, : min(candidates, logits.shape[1] - 1)].T:
-        trial = task.toward(label)
-        descend(trial, torch.zeros_like(task.x), trial.reach, steps - 1, step, gamma)
+        trial = batch.toward(label)
+        descend(trial, torch.zeros_like(batch.x), trial.reach, steps - 1, step, gamma)
         target = torch.where(trial.size() < least, label, target)
         least = least.minimum(trial.size())
-        task.take(trial)
+        batch.take(trial)
     return target
 
 
-def descend(task: Search, delta: Tensor, eps: Tensor, steps: int, step: float, gamma: float) -> None:
+def descend(batch: Search, delta: Tensor, eps: Tensor, steps: int, step: float, gamma: float) -> None:
     """The published attack from `delta` [batch, ...] on spheres of radius `eps` [batch] at first."""
     for iteration in range(steps):
-        grad, _, success = task.probe(task.x + delta)
+        grad, _, success = batch.probe(batch.x + delta)
         if iteration:
             change = cosine(iteration, steps, gamma, 0.001)
             eps = eps * torch.where(success, 1 - change, 1 + change)
         length = eps * cosine(iteration, steps, step, step / 100)
-        delta = delta + column(length, delta) * task.threat.ascent(grad)
+        delta = delta + column(length, delta) * batch.threat.ascent(grad)
         delta = delta * column(eps / norm_of(delta, "l2").clamp_min(1e-30), delta)
-        delta = task.threat.clip(task.x + delta, task.x) - task.x
+        delta = batch.threat.clip(batch.x + delta, batch.x) - batch.x

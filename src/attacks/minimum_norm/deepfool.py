@@ -7,10 +7,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import Task
+from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Model, attack, every
 from src.attacks.minimum_norm.search import DUAL, Search, cosine, minimize
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, Natural, NonNegative
 from src.threat import ThreatModel, column, norm_of
 
@@ -22,7 +22,7 @@ def deepfool(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     steps: Count = 50,
     candidates: Count = 9,
@@ -40,24 +40,24 @@ def deepfool(
         shrink_steps: forward passes of the final bisection.
     """
 
-    def search(task: Search) -> None:
-        _cross(task, steps, candidates, overshoot)
-        x_adv = task.best.x
+    def search(batch: Search) -> None:
+        _cross(batch, steps, candidates, overshoot)
+        x_adv = batch.best.x
         for iteration in range(refine):
-            grad, value, _ = task.probe(x_adv)
-            delta, slope = x_adv - task.x, norm_of(grad, DUAL[threat.norm]).clamp_min(1e-30)
+            grad, value, _ = batch.probe(x_adv)
+            delta, slope = x_adv - batch.x, norm_of(grad, DUAL[threat.norm]).clamp_min(1e-30)
             # Aim past the boundary, or its curvature would keep every point just inside.
-            goal = task.goal + task.value.abs() * cosine(iteration, refine, overshoot, overshoot / 10)
+            goal = batch.goal + batch.value.abs() * cosine(iteration, refine, overshoot, overshoot / 10)
             missing = goal - value
             # `nearest` is the point of the plane margin + <grad, z - delta> = goal that is nearest to x; the shortfall
             # of the margin is made up whole, the slide along the plane in part.
             nearest = missing + (grad * delta).flatten(1).sum(1)
             share = cosine(iteration, refine, 0.5, 0.05)
             length = (share * nearest + (1 - share) * missing) / slope
-            moved = task.x + (1 - share) * delta + column(length, x) * task.threat.ascent(grad)
-            x_adv = torch.where(column(task.best.success, x), task.threat.clip(moved, task.x), x_adv)
+            moved = batch.x + (1 - share) * delta + column(length, x) * batch.threat.ascent(grad)
+            x_adv = torch.where(column(batch.best.success, x), batch.threat.clip(moved, batch.x), x_adv)
 
-    return minimize(model, x, y, threat, generator, targeted, search, shrink_steps)
+    return minimize(model, x, y, threat, rng, targeted, search, shrink_steps)
 
 
 def _cross(search: Search, steps: int, candidates: int, overshoot: float) -> None:
@@ -65,36 +65,36 @@ def _cross(search: Search, steps: int, candidates: int, overshoot: float) -> Non
     logits, norm = search.model(search.x), search.threat.norm
     order = logits.scatter(1, search.y[:, None], -torch.inf).argsort(1, descending=True)
     others, goal, total = order[:, : min(candidates, logits.shape[1] - 1)], search.goal, torch.zeros_like(search.x)
-    task = Task(search.model, search.x, search.y, search.threat, search.generator, search.targeted, search.best)
+    batch = ActiveBatch(search.model, search.x, search.y, search.threat, search.rng, search.targeted, search.best)
     for iteration in range(steps):
-        x_adv = task.threat.clip(task.x + (1 + overshoot) * total, task.x)
+        x_adv = batch.threat.clip(batch.x + (1 + overshoot) * total, batch.x)
         leaf = x_adv.requires_grad_(True)
         with torch.enable_grad():
-            logits = task.model(leaf)
-            own = logits.gather(1, task.y[:, None])
+            logits = batch.model(leaf)
+            own = logits.gather(1, batch.y[:, None])
             # Targeted: the target has to beat every class; otherwise one class has to beat the label.
-            gaps = own - logits.gather(1, others) if task.targeted else logits.gather(1, others) - own
-            if task.targeted:
+            gaps = own - logits.gather(1, others) if batch.targeted else logits.gather(1, others) - own
+            if batch.targeted:
                 gaps = gaps.amin(1, keepdim=True)
             last = gaps.shape[1] - 1
             grads = [
-                task.threat.masked(torch.autograd.grad(gaps[:, i].sum(), leaf, retain_graph=i < last)[0])
+                batch.threat.masked(torch.autograd.grad(gaps[:, i].sum(), leaf, retain_graph=i < last)[0])
                 for i in range(last + 1)
             ]
         x_adv, gaps = x_adv.detach(), gaps.detach()
         value = gaps.amax(1)
-        task.best.update(x_adv, -norm_of(x_adv - task.x, norm), value > goal, first=True)
+        batch.best.update(x_adv, -norm_of(x_adv - batch.x, norm), value > goal, first=True)
         if iteration % every(x_adv) == 0:
-            goal, others, total, gaps, grads = task.keep(~task.best.success, goal, others, total, gaps, grads)
-            if not len(task):
+            goal, others, total, gaps, grads = batch.keep(~batch.best.success, goal, others, total, gaps, grads)
+            if not len(batch):
                 return
         slopes = torch.stack([norm_of(grad, DUAL[norm]) for grad in grads], 1)
         distance = ((goal[:, None] - gaps).clamp_min(0) / slopes.clamp_min(1e-30)).nan_to_num(nan=torch.inf)
         nearest = distance.argmin(1)
-        grad = torch.stack(grads)[nearest, torch.arange(len(task), device=total.device)].nan_to_num(0.0, 0.0, 0.0)
+        grad = torch.stack(grads)[nearest, torch.arange(len(batch), device=total.device)].nan_to_num(0.0, 0.0, 0.0)
         # A flat model predicts absurd distances; no step is longer than the clip.
         length = distance.gather(1, nearest[:, None]).squeeze(1)
-        level = norm_of(task.x, norm)
+        level = norm_of(batch.x, norm)
         length = length.minimum(torch.where(level > 0, level, 1.0))
-        total = total + column(length, total) * task.threat.ascent(grad)
-    task.finish()
+        total = total + column(length, total) * batch.threat.ascent(grad)
+    batch.finish()

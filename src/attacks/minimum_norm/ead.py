@@ -10,7 +10,7 @@ from torch import Tensor
 
 from src.attacks.core import Model, attack
 from src.attacks.minimum_norm.search import Search, minimize
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, Natural, NonNegative, Positive
 from src.threat import ThreatModel, column
 
@@ -22,7 +22,7 @@ def ead(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     search_steps: Count = 5,
     steps: Count = 40,
@@ -42,27 +42,27 @@ def ead(
         shrink_steps: forward passes of the final bisection.
     """
 
-    def search(task: Search) -> None:
-        unit, clean = column(task.reach, x), task.value.abs().clamp_min(1e-12)
-        c = torch.full_like(task.reach, initial_c)
+    def search(batch: Search) -> None:
+        unit, clean = column(batch.reach, x), batch.value.abs().clamp_min(1e-12)
+        c = torch.full_like(batch.reach, initial_c)
         low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
         for _ in range(search_steps):
-            point = look = torch.zeros_like(task.x)
-            found = torch.zeros_like(task.best.success)
+            point = look = torch.zeros_like(batch.x)
+            found = torch.zeros_like(batch.best.success)
             for iteration in range(steps):
-                x_adv = task.threat.clip(task.x + look * unit, task.x)
-                grad, value, success = task.probe(x_adv)
+                x_adv = batch.threat.clip(batch.x + look * unit, batch.x)
+                grad, value, success = batch.probe(x_adv)
                 found |= success
-                pull = c * task.reach / clean * (value <= task.goal)
+                pull = c * batch.reach / clean * (value <= batch.goal)
                 rate = learning_rate * (1 - iteration / steps) ** 0.5
                 moved = look - rate * (2 * beta * look - column(pull, x) * grad)
                 shrunk = moved.sign() * (moved.abs() - rate).clamp_min(0)
                 # The extrapolated points may leave the legal box; the iterates do not.
-                shrunk = (task.threat.clip(task.x + shrunk * unit, task.x) - task.x) / unit
+                shrunk = (batch.threat.clip(batch.x + shrunk * unit, batch.x) - batch.x) / unit
                 look = shrunk + iteration / (iteration + 3) * (shrunk - point)
                 point = shrunk
-            found |= task.test(task.threat.clip(task.x + point * unit, task.x))
+            found |= batch.test(batch.threat.clip(batch.x + point * unit, batch.x))
             high, low = torch.where(found, c, high), torch.where(found, low, c)
             c = torch.where(high.isinf(), c * 5, torch.where(low == 0, c / 2, (low * high).sqrt()))
 
-    return minimize(model, x, y, threat, generator, targeted, search, shrink_steps)
+    return minimize(model, x, y, threat, rng, targeted, search, shrink_steps)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from src.attacks.core import Model, attack
 from src.attacks.minimum_norm.search import DUAL, Search, cosine, minimize
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, Fraction, Natural, Positive
 from src.threat import ThreatModel, column, norm_of
 
@@ -23,7 +23,7 @@ def fmn(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     steps: Count = 100,
     step: Positive = 1.0,
@@ -40,27 +40,27 @@ def fmn(
     """
     norm = threat.norm
 
-    def search(task: Search) -> None:
-        x_adv = task.x
-        eps = torch.zeros_like(task.reach)
+    def search(batch: Search) -> None:
+        x_adv = batch.x
+        eps = torch.zeros_like(batch.reach)
         for iteration in range(steps):
-            grad, value, success = task.probe(x_adv)
+            grad, value, success = batch.probe(x_adv)
             change = cosine(iteration, steps, gamma, 0.001)
-            smallest = task.size()
+            smallest = batch.size()
             if norm == "l0":  # a number of entries: at least one more or less
                 shrunk = (eps * (1 - change)).floor().minimum(eps - 1).minimum(smallest)
                 eps = torch.where(success, shrunk, (eps * (1 + change)).floor().maximum(eps + 1)).clamp_min(1)
             else:
                 slope = norm_of(grad, DUAL[norm]).clamp_min(1e-30)
-                ahead = norm_of(x_adv - task.x, norm) + value.abs() / slope
+                ahead = norm_of(x_adv - batch.x, norm) + value.abs() / slope
                 # Before the first success beyond the prediction: at the boundary itself nothing is adversarial.
                 grown = torch.where(smallest.isinf(), ahead, eps) * (1 + change)
                 eps = torch.where(success, (eps * (1 - change)).minimum(smallest), grown)
-            length = cosine(iteration, steps, step, step / 100) * task.reach
-            ball = replace(task.threat, eps=eps)
-            x_adv = ball.project(x_adv + column(length, x) * _direction(grad, norm), task.x)
+            length = cosine(iteration, steps, step, step / 100) * batch.reach
+            ball = replace(batch.threat, eps=eps)
+            x_adv = ball.project(x_adv + column(length, x) * _direction(grad, norm), batch.x)
 
-    return minimize(model, x, y, threat, generator, targeted, search, shrink_steps)
+    return minimize(model, x, y, threat, rng, targeted, search, shrink_steps)
 
 
 def _direction(grad: Tensor, norm: str) -> Tensor:

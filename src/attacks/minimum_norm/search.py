@@ -9,10 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import Task
+from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Model, gradient
 from src.losses import margin
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.threat import ThreatModel, column, norm_of
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf", "l0": "linf"}
@@ -20,7 +20,7 @@ SLACK = 1e-4
 """Share of the clean margin that a success must clear: rounding must not undo it on another copy of the model."""
 
 
-class Search(Task):
+class Search(ActiveBatch):
     """The examples that need a perturbation, all to the end; their best is the smallest success, x where there is none.
 
     Attributes:
@@ -30,8 +30,8 @@ class Search(Task):
         reach: predicted distance to the boundary in the norm of the threat, [batch].
     """
 
-    def __init__(self, task: Task, grad: Tensor, value: Tensor, goal: Tensor):
-        super().__init__(task.model, task.x, task.y, task.threat, task.generator, task.targeted)
+    def __init__(self, batch: ActiveBatch, grad: Tensor, value: Tensor, goal: Tensor):
+        super().__init__(batch.model, batch.x, batch.y, batch.threat, batch.rng, batch.targeted)
         self.grad, self.value, self.goal = self.threat.masked(grad).nan_to_num(0.0, 0.0, 0.0), value, goal
         self.reach = predicted(self.grad, value, self.x, self.threat.norm)
 
@@ -53,8 +53,8 @@ class Search(Task):
     def toward(self, target: Tensor) -> Search:
         """The search for a perturbation that gives the class `target` [batch], from an untargeted one."""
         grad, value, _ = gradient(self.model, self.x, lambda logits: margin(logits, target, True))
-        task = Task(self.model, self.x, target, self.threat, self.generator, True)
-        return Search(task, grad, value, (SLACK * value.abs()).maximum(self.goal))
+        batch = ActiveBatch(self.model, self.x, target, self.threat, self.rng, True)
+        return Search(batch, grad, value, (SLACK * value.abs()).maximum(self.goal))
 
     def take(self, other: Search) -> None:
         """Take over what another search of the same examples found, where it is smaller."""
@@ -91,7 +91,7 @@ def minimize(
     x: Tensor,
     y: Tensor,
     threat: ThreatModel,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     search: Callable[[Search], None],
     shrink_steps: int = 10,
@@ -99,14 +99,14 @@ def minimize(
     """Run `search` on the examples that are not adversarial yet and finish each success by bisection towards x.
     One that was never adversarial comes back unchanged; a finite eps projects the rest."""
     grad, value, _ = gradient(model, x, lambda logits: margin(logits, y, targeted))
-    goal, out, task = SLACK * value.abs(), x.clone(), Task(model, x, y, threat, generator, targeted)
-    grad, value, goal = task.keep(value <= goal, grad, value, goal)
-    if len(task):
-        run = Search(task, grad, value, goal)
+    goal, out, batch = SLACK * value.abs(), x.clone(), ActiveBatch(model, x, y, threat, rng, targeted)
+    grad, value, goal = batch.keep(value <= goal, grad, value, goal)
+    if len(batch):
+        run = Search(batch, grad, value, goal)
         search(run)
         if shrink_steps:
             run.shrink(shrink_steps)
-        out[task.index] = run.threat.project(torch.where(column(run.best.success, x), run.best.x, run.x), run.x)
+        out[batch.index] = run.threat.project(torch.where(column(run.best.success, x), run.best.x, run.x), run.x)
     return out
 
 

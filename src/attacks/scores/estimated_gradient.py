@@ -7,18 +7,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import Task
-from src.random_streams import Streams
+from src.attacks.active_batch import ActiveBatch
+from src.random_streams import RandomStreams
 from src.threat import column
 
-Draw = Callable[[Streams, Tensor], Tensor]
+Draw = Callable[[RandomStreams, Tensor], Tensor]
 """Random directions shaped as the tensor."""
 Tensors = tuple[Tensor, ...]
-Rule = Callable[[Task, int, Tensor, Tensor, Tensors], tuple[Tensor, Tensors]]
-"""(task, iteration, gradient, level, state) -> (step [batch, ...], state); gradient and level are those of `slope`."""
+Rule = Callable[[ActiveBatch, int, Tensor, Tensor, Tensors], tuple[Tensor, Tensors]]
+"""(batch, iteration, gradient, level, state) -> (step [batch, ...], state); gradient and level are those of `slope`."""
 
 
-def follow(task: Task, draw: Draw, size: Tensor, rule: Rule, state: Tensors, *, queries: int, pairs: int) -> Tensor:
+def follow(
+    batch: ActiveBatch, draw: Draw, size: Tensor, rule: Rule, state: Tensors, *, queries: int, pairs: int
+) -> Tensor:
     """Climb until the first success, for at most `queries` queries per example; returns the best iterates.
 
     Args:
@@ -28,19 +30,19 @@ def follow(task: Task, draw: Draw, size: Tensor, rule: Rule, state: Tensors, *, 
         state: of the rule at first, [batch, ...] each.
         pairs: antithetic pairs of probes per step.
     """
-    x_adv, steps = task.x, (queries - 1) // (2 * pairs + 1)
+    x_adv, steps = batch.x, (queries - 1) // (2 * pairs + 1)
     for iteration in range(steps + 1):
-        task.score(x_adv)
-        x_adv, size, state = task.keep(~task.best.success, x_adv, size, state)
-        if not len(task) or iteration == steps:
+        batch.score(x_adv)
+        x_adv, size, state = batch.keep(~batch.best.success, x_adv, size, state)
+        if not len(batch) or iteration == steps:
             break
-        grad, level = slope(task, x_adv, draw, size, pairs)
-        step, state = rule(task, iteration, grad, level, state)
-        x_adv = task.threat.project(x_adv + step, task.x)
-    return task.finish()
+        grad, level = slope(batch, x_adv, draw, size, pairs)
+        step, state = rule(batch, iteration, grad, level, state)
+        x_adv = batch.threat.project(x_adv + step, batch.x)
+    return batch.finish()
 
 
-def slope(task: Task, x_adv: Tensor, draw: Draw, size: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+def slope(batch: ActiveBatch, x_adv: Tensor, draw: Draw, size: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
     """The gradient of the margin guessed from antithetic pairs of queries, for 2 * pairs queries per example.
 
     Returns:
@@ -49,9 +51,9 @@ def slope(task: Task, x_adv: Tensor, draw: Draw, size: Tensor, pairs: int) -> tu
     total = torch.zeros_like(x_adv)
     level = x_adv.new_zeros(len(x_adv))
     for _ in range(pairs):
-        step = task.threat.masked(draw(task.generator, x_adv)) * column(size, x_adv)
-        up = task.score(task.threat.clip(x_adv + step, task.x), enter=False)
-        down = task.score(task.threat.clip(x_adv - step, task.x), enter=False)
+        step = batch.threat.masked(draw(batch.rng, x_adv)) * column(size, x_adv)
+        up = batch.score(batch.threat.clip(x_adv + step, batch.x), enter=False)
+        down = batch.score(batch.threat.clip(x_adv - step, batch.x), enter=False)
         # Two infinite scores say nothing about the direction.
         total += step * column((up - down).nan_to_num(0.0), x_adv)
         level += (up + down) / (2 * pairs)

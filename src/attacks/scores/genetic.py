@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import Task
+from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Model, attack, finite_budgets
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, Fraction, Positive
 from src.threat import ThreatModel, column
 
@@ -20,7 +20,7 @@ def genetic(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     queries: Count = 2000,
     population: Count = 20,
@@ -40,36 +40,38 @@ def genetic(
     if population < 2:
         raise ValueError("a population needs at least 2 members")
     unit = finite_budgets(threat, x) * (mutation_size if threat.norm == "linf" else mutation_size / x[0].numel() ** 0.5)
-    task = Task(model, x, y, threat, generator, targeted)
+    batch = ActiveBatch(model, x, y, threat, rng, targeted)
     # Fitness of the elite is known: only children are asked about.
-    members, fitness = x[:, None], task.score(x)[:, None]
+    members, fitness = x[:, None], batch.score(x)[:, None]
     used = 1
     while used < queries:
-        unit, members, fitness = task.keep(~task.best.success, unit, members, fitness)
-        if not len(task):
+        unit, members, fitness = batch.keep(~batch.best.success, unit, members, fitness)
+        if not len(batch):
             break
-        new_members, new_fitness = [task.best.x.clone()], [task.best.value]
+        new_members, new_fitness = [batch.best.x.clone()], [batch.best.value]
         if used == 1:
-            children = [task.threat.random_start(task.x, task.generator) for _ in range(population - 1)]
+            children = [batch.threat.random_start(batch.x, batch.rng) for _ in range(population - 1)]
         else:
-            children = [_child(task, members, fitness, unit, mutation, temperature) for _ in range(population - 1)]
+            children = [_child(batch, members, fitness, unit, mutation, temperature) for _ in range(population - 1)]
         for child in children[: queries - used]:
-            new_fitness.append(task.score(child))
+            new_fitness.append(batch.score(child))
             new_members.append(child)
             used += 1
         members, fitness = torch.stack(new_members, 1), torch.stack(new_fitness, 1)
-    return task.finish()
+    return batch.finish()
 
 
-def _child(task: Task, members: Tensor, fitness: Tensor, unit: Tensor, mutation: float, temperature: float) -> Tensor:
+def _child(
+    batch: ActiveBatch, members: Tensor, fitness: Tensor, unit: Tensor, mutation: float, temperature: float
+) -> Tensor:
     """One child per example of two parents drawn by their fitness, mutated and projected."""
     spread = fitness.nan_to_num(neginf=0.0).std(1, keepdim=True).clamp_min(1e-12)
     # Gumbel noise on the logits draws from their softmax.
-    drawn = task.generator.uniform(torch.stack([fitness, fitness], 2)).clamp(1e-7, 1 - 1e-7)
+    drawn = batch.rng.uniform(torch.stack([fitness, fitness], 2)).clamp(1e-7, 1 - 1e-7)
     parents = (fitness[:, :, None] / spread[:, :, None] / temperature - (-drawn.log()).log()).argmax(1)
     rows = torch.arange(len(members), device=members.device)
     mother, father = members[rows, parents[:, 0]], members[rows, parents[:, 1]]
-    child = torch.where(task.generator.uniform(mother) < 0.5, mother, father)
-    change = (2 * task.generator.uniform(child) - 1) * column(unit, child)
-    child = child + torch.where(task.generator.uniform(child) < mutation, change, 0)
-    return task.threat.project(child, task.x)
+    child = torch.where(batch.rng.uniform(mother) < 0.5, mother, father)
+    change = (2 * batch.rng.uniform(child) - 1) * column(unit, child)
+    child = child + torch.where(batch.rng.uniform(child) < mutation, change, 0)
+    return batch.threat.project(child, batch.x)

@@ -7,10 +7,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import Task
+from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Model, attack, finite_budgets
 from src.attacks.scores.estimated_gradient import Tensors, follow
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, Fraction, Positive
 from src.threat import ThreatModel, column
 
@@ -22,7 +22,7 @@ def nes(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     queries: Count = 2000,
     pairs: Count = 25,
@@ -45,10 +45,10 @@ def nes(
     """
     eps = finite_budgets(threat, x)
 
-    def rule(task: Task, iteration: int, grad: Tensor, level: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+    def rule(batch: ActiveBatch, iteration: int, grad: Tensor, level: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
         eps, velocity, rate, history = state
         velocity = momentum * velocity + (1 - momentum) * grad
-        step = column(rate * eps, grad) * task.threat.ascent(velocity)
+        step = column(rate * eps, grad) * batch.threat.ascent(velocity)
         history = torch.cat([history[:, -patience + 1 :] if patience > 1 else history[:, :0], level[:, None]], 1)
         if history.shape[1] == patience and patience > 1:
             stuck = history[:, -1] < history[:, 0]
@@ -57,7 +57,7 @@ def nes(
             history = torch.where(stuck[:, None], level[:, None].expand_as(history), history)
         return step, (eps, velocity, rate, history)
 
-    task = Task(model, x, y, threat, generator, targeted)
+    batch = ActiveBatch(model, x, y, threat, rng, targeted)
     probe = sigma * (eps if threat.norm == "linf" else eps / x[0].numel() ** 0.5)
     state = (eps, torch.zeros_like(x), torch.full_like(eps, learning_rate), eps.new_empty(len(x), 0))
-    return follow(task, Streams.normal, probe, rule, state, queries=queries, pairs=pairs)
+    return follow(batch, RandomStreams.normal, probe, rule, state, queries=queries, pairs=pairs)

@@ -7,9 +7,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import Task
+from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Model, attack
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, NonNegative
 from src.threat import ThreatModel, column
 
@@ -21,7 +21,7 @@ def siren(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     queries: Count = 2000,
     particles: Count = 25,
@@ -40,32 +40,32 @@ def siren(
         first_inertia: share of its speed that a particle keeps at the start of an epoch.
         last_inertia: the share at the end of an epoch.
     """
-    task = Task(model, x, y, threat, generator, targeted)
+    batch = ActiveBatch(model, x, y, threat, rng, targeted)
     used, move, place = 1, 0, x[:, None]
-    speed, own, own_value = place, place, task.score(x)[:, None]
+    speed, own, own_value = place, place, batch.score(x)[:, None]
     while used < queries:
-        place, speed, own, own_value = task.keep(~task.best.success, place, speed, own, own_value)
-        if not len(task):
+        place, speed, own, own_value = batch.keep(~batch.best.success, place, speed, own, own_value)
+        if not len(batch):
             break
         step = move % iterations
         if step == 0:  # a new epoch
-            drawn = [task.threat.random_start(task.x, task.generator) for _ in range(2 * particles - 1)]
-            first = task.best.x if move else task.threat.random_start(task.x, task.generator)
+            drawn = [batch.threat.random_start(batch.x, batch.rng) for _ in range(2 * particles - 1)]
+            first = batch.best.x if move else batch.threat.random_start(batch.x, batch.rng)
             place = torch.stack([first, *drawn[: particles - 1]], 1)
-            speed = torch.stack(drawn[particles - 1 :], 1) - task.x[:, None]
+            speed = torch.stack(drawn[particles - 1 :], 1) - batch.x[:, None]
             own, own_value = place.clone(), place.new_full(place.shape[:2], -torch.inf)
         else:
             inertia = first_inertia + (last_inertia - first_inertia) * step / max(iterations - 1, 1)
-            to_own = task.generator.uniform(place) * (own - place)
-            to_best = task.generator.uniform(place) * (task.best.x[:, None] - place)
+            to_own = batch.rng.uniform(place) * (own - place)
+            to_best = batch.rng.uniform(place) * (batch.best.x[:, None] - place)
             speed = inertia * speed + pull * (to_own + to_best)
             moved = place + speed
-            place = torch.stack([task.threat.project(p, task.x) for p in moved.unbind(1)], 1)
+            place = torch.stack([batch.threat.project(p, batch.x) for p in moved.unbind(1)], 1)
         for i in range(min(particles, queries - used)):
-            value = task.score(place[:, i])
+            value = batch.score(place[:, i])
             better = value > own_value[:, i]
-            own[:, i] = torch.where(column(better, task.x), place[:, i], own[:, i])
+            own[:, i] = torch.where(column(better, batch.x), place[:, i], own[:, i])
             own_value[:, i] = torch.where(better, value, own_value[:, i])
         used += particles
         move += 1
-    return task.finish()
+    return batch.finish()

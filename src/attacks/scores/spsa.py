@@ -6,10 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import Task
+from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Model, attack, finite_budgets
 from src.attacks.scores.estimated_gradient import Tensors, follow
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, Positive
 from src.threat import ThreatModel, column
 
@@ -21,7 +21,7 @@ def spsa(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     queries: Count = 2000,
     pairs: Count = 16,
@@ -39,7 +39,7 @@ def spsa(
     unit = finite_budgets(threat, x)
     unit = unit if threat.norm == "linf" else unit / x[0].numel() ** 0.5
 
-    def rule(task: Task, iteration: int, grad: Tensor, level: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+    def rule(batch: ActiveBatch, iteration: int, grad: Tensor, level: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
         unit, first, second = state
         first = 0.9 * first + 0.1 * grad
         second = 0.99 * second + 0.01 * grad.square()
@@ -47,5 +47,5 @@ def spsa(
         scale = (second / (1 - 0.99 ** (iteration + 1))).sqrt()
         return moment / scale.clamp_min(1e-30) * column(learning_rate * unit, grad), (unit, first, second)
 
-    task, state = Task(model, x, y, threat, generator, targeted), (unit, torch.zeros_like(x), torch.zeros_like(x))
-    return follow(task, Streams.signs, probe * unit, rule, state, queries=queries, pairs=pairs)
+    batch, state = ActiveBatch(model, x, y, threat, rng, targeted), (unit, torch.zeros_like(x), torch.zeros_like(x))
+    return follow(batch, RandomStreams.signs, probe * unit, rule, state, queries=queries, pairs=pairs)

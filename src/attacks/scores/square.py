@@ -12,9 +12,9 @@ import math
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import Task
+from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Model, attack, finite_budgets
-from src.random_streams import Streams
+from src.random_streams import RandomStreams
 from src.registry import Count, Fraction
 from src.threat import ThreatModel, column, norm_of
 
@@ -29,7 +29,7 @@ def square(
     y: Tensor,
     threat: ThreatModel,
     *,
-    generator: Streams,
+    rng: RandomStreams,
     targeted: bool,
     queries: Count = 1000,
     area: Fraction = 0.5,
@@ -40,31 +40,31 @@ def square(
         queries: most queries per example.
         area: share of the input that the first squares cover.
     """
-    eps, task = finite_budgets(threat, x), Task(model, x, y, threat, generator, targeted)
+    eps, batch = finite_budgets(threat, x), ActiveBatch(model, x, y, threat, rng, targeted)
     for query in range(queries):
         if query == 0:
-            candidate = task.x
+            candidate = batch.x
         elif query == 1:
-            candidate = task.threat.project(task.x + _start(task, eps, area), task.x)
+            candidate = batch.threat.project(batch.x + _start(batch, eps, area), batch.x)
             # The search goes on from here, also where the clean clip scores better.
-            task.best.value = torch.full_like(task.best.value, -math.inf)
+            batch.best.value = torch.full_like(batch.best.value, -math.inf)
         else:
             share = area * 0.5 ** sum(query >= after * queries for after in SCHEDULE)
             change = _corner if threat.norm == "linf" else _shift_energy
-            candidate = task.threat.project(task.x + change(task, task.best.x - task.x, eps, share), task.x)
-        task.score(candidate)
-        (eps,) = task.keep(~task.best.success, eps)
-        if not len(task):
+            candidate = batch.threat.project(batch.x + change(batch, batch.best.x - batch.x, eps, share), batch.x)
+        batch.score(candidate)
+        (eps,) = batch.keep(~batch.best.success, eps)
+        if not len(batch):
             break
-    return task.finish()
+    return batch.finish()
 
 
-def _tiles(task: Task, share: float) -> Tensor:
+def _tiles(batch: ActiveBatch, share: float) -> Tensor:
     """One random square per example that covers `share` of it: bool, broadcastable to x."""
-    x = task.x
+    x = batch.x
     axes = [-1] if x.dim() == 2 else [-2, -1]
     inside = torch.ones(len(x), *[1] * (x.dim() - 1), dtype=torch.bool, device=x.device)
-    place = task.generator.uniform(x.new_empty(len(x), len(axes)))
+    place = batch.rng.uniform(x.new_empty(len(x), len(axes)))
     for i, axis in enumerate(axes):
         size = x.shape[axis]
         side = max(1, min(size, round(size * share ** (1 / len(axes)))))
@@ -77,40 +77,40 @@ def _tiles(task: Task, share: float) -> Tensor:
     return inside
 
 
-def _pattern(task: Task, share: float) -> Tensor:
+def _pattern(batch: ActiveBatch, share: float) -> Tensor:
     """What fills a square: a random sign per channel, on a waveform times a square wave. Broadcastable to x."""
-    x = task.x
+    x = batch.x
     if x.dim() > 2:
-        return task.generator.signs(x.new_empty(*x.shape[:-2], 1, 1))
-    drawn = task.generator.uniform(x.new_empty(len(x), 2))
+        return batch.rng.signs(x.new_empty(*x.shape[:-2], 1, 1))
+    drawn = batch.rng.uniform(x.new_empty(len(x), 2))
     side = max(1.0, share * x.shape[1])
     half_period = torch.exp(drawn[:, :1] * math.log(side + 1))  # log-uniform from one sample to the whole segment
     phase = torch.arange(x.shape[1], device=x.device) / half_period + 2 * drawn[:, 1:]
     return 1 - 2 * (phase.floor().long() % 2).to(x.dtype)
 
 
-def _start(task: Task, eps: Tensor, area: float) -> Tensor:
+def _start(batch: ActiveBatch, eps: Tensor, area: float) -> Tensor:
     """The whole input covered by squares, on the surface of the ball."""
-    x, noise = task.x, torch.zeros_like(task.x)
+    x, noise = batch.x, torch.zeros_like(batch.x)
     for _ in range(round(4 / max(area, 0.1))):
-        noise = torch.where(_tiles(task, area), _pattern(task, area), noise)
-    noise = task.threat.masked(torch.where(noise == 0, _pattern(task, area), noise))
-    return noise / column(norm_of(noise, task.threat.norm), x).clamp_min(1e-30) * column(eps, x)
+        noise = torch.where(_tiles(batch, area), _pattern(batch, area), noise)
+    noise = batch.threat.masked(torch.where(noise == 0, _pattern(batch, area), noise))
+    return noise / column(norm_of(noise, batch.threat.norm), x).clamp_min(1e-30) * column(eps, x)
 
 
-def _corner(task: Task, delta: Tensor, eps: Tensor, share: float) -> Tensor:
+def _corner(batch: ActiveBatch, delta: Tensor, eps: Tensor, share: float) -> Tensor:
     """linf: the square goes to a corner of the box."""
-    return torch.where(_tiles(task, share), _pattern(task, share) * column(eps, delta), delta)
+    return torch.where(_tiles(batch, share), _pattern(batch, share) * column(eps, delta), delta)
 
 
-def _shift_energy(task: Task, delta: Tensor, eps: Tensor, share: float) -> Tensor:
+def _shift_energy(batch: ActiveBatch, delta: Tensor, eps: Tensor, share: float) -> Tensor:
     """l2: a square takes over the energy of another and what is left of the budget (the paper's algorithm 3)."""
-    new, old = _tiles(task, share), _tiles(task, share)
+    new, old = _tiles(batch, share), _tiles(batch, share)
     either = (new | old).expand_as(delta)
     rest = torch.where(either, 0, delta)
     here = torch.where(new, delta, 0)
-    pattern = task.threat.masked(torch.where(new, _pattern(task, share), 0))
-    sign = column(task.generator.signs(eps[:, None]).flatten(), delta)
+    pattern = batch.threat.masked(torch.where(new, _pattern(batch, share), 0))
+    sign = column(batch.rng.signs(eps[:, None]).flatten(), delta)
     mixed = sign * pattern / column(norm_of(pattern, "l2"), delta).clamp_min(1e-30)
     mixed = mixed + here / column(norm_of(here, "l2"), delta).clamp_min(1e-30)
     size = (eps.square() - norm_of(rest, "l2").square()).clamp_min(0).sqrt()

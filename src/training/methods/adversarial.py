@@ -10,15 +10,15 @@ from torch.nn import functional as F
 
 from src.registry import METHODS, Count, Fraction, Positive
 from src.threat import ThreatModel, column
-from src.training.methods.subject import Subject
+from src.training.methods.learner import Learner
 
 
-def craft(subject: Subject, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, step_size: float) -> Tensor:
+def craft(learner: Learner, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, step_size: float) -> Tensor:
     """Untargeted examples against label probabilities y, by `steps` steps of step_size * eps from a random start."""
     eps = column(threat.budgets(x), x)
-    start = subject.uniform(x) if threat.norm == "linf" else threat.ascent(subject.normal(x))
+    start = learner.uniform(x) if threat.norm == "linf" else threat.ascent(learner.normal(x))
     x_adv = threat.project(x + start * eps, x)
-    with subject.quiet() as model:
+    with learner.quiet() as model:
         for _ in range(steps):
             leaf = x_adv.detach().requires_grad_()
             loss = F.cross_entropy(model(leaf), y, reduction="sum")
@@ -28,19 +28,19 @@ def craft(subject: Subject, x: Tensor, y: Tensor, threat: ThreatModel, steps: in
 
 
 def mixed(
-    subject: Subject, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, step_size: float, share: float
+    learner: Learner, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, step_size: float, share: float
 ) -> Tensor:
     """Mean cross-entropy of a batch whose first `share` was replaced by adversarial examples."""
     count = round(share * len(x))
     if count:
-        x_adv = craft(subject, x[:count], y[:count], threat, steps, step_size)
+        x_adv = craft(learner, x[:count], y[:count], threat, steps, step_size)
         x = torch.cat([x_adv, x[count:]])
-    return subject.loss(subject(x), y)
+    return learner.loss(learner(x), y)
 
 
 @METHODS.register("fgsm")
 def fgsm(
-    subject: Subject,
+    learner: Learner,
     x: Tensor,
     y: Tensor,
     *,
@@ -58,12 +58,12 @@ def fgsm(
         step_size: of the single step, in units of eps.
         share: of the batch that is adversarial.
     """
-    return mixed(subject, x, y, ThreatModel(norm, eps, subject.bounds), 1, step_size, share)
+    return mixed(learner, x, y, ThreatModel(norm, eps, learner.bounds), 1, step_size, share)
 
 
 @METHODS.register("pgd")
 def pgd(
-    subject: Subject,
+    learner: Learner,
     x: Tensor,
     y: Tensor,
     *,
@@ -82,4 +82,4 @@ def pgd(
         step_size: of one step, in units of eps.
         share: of the batch that is adversarial.
     """
-    return mixed(subject, x, y, ThreatModel(norm, eps, subject.bounds), steps, step_size, share)
+    return mixed(learner, x, y, ThreatModel(norm, eps, learner.bounds), steps, step_size, share)

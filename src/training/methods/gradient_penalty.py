@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.registry import METHODS
-from src.training.methods.subject import Subject
+from src.training.methods.learner import Learner
 
 
 @METHODS.register("gradient_penalty")
-def gradient_penalty(subject: Subject, x: Tensor, y: Tensor, *, weight: float) -> Tensor:
+def gradient_penalty(learner: Learner, x: Tensor, y: Tensor, *, weight: float) -> Tensor:
     """Mean over the batch of CE_i + weight * ||d CE_i / d x_i||_1: the L1 norm bounds the first-order effect of an
     L-infinity perturbation. Its weights are the list [TRAINING] gradient_penalty, one model each.
 
@@ -19,6 +19,6 @@ def gradient_penalty(subject: Subject, x: Tensor, y: Tensor, *, weight: float) -
     norm in training mode makes CE_i depend on other examples too; that part is counted with x_i.
     """
     x = x.detach().requires_grad_()
-    losses = F.cross_entropy(subject(x), y, label_smoothing=subject.smoothing, reduction="none")
+    losses = F.cross_entropy(learner(x), y, label_smoothing=learner.smoothing, reduction="none")
     (gradient,) = torch.autograd.grad(losses.sum(), x, create_graph=True)
     return losses.mean() + weight * gradient.flatten(1).abs().sum(1).mean()

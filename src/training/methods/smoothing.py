@@ -10,28 +10,28 @@ from torch import Tensor
 
 from src.registry import METHODS, Count, NonNegative, Positive
 from src.threat import ThreatModel
-from src.training.methods.subject import Subject
+from src.training.methods.learner import Learner
 
 
-def noisy(subject: Subject, x: Tensor, sigma: float, draws: int) -> Tensor:
+def noisy(learner: Learner, x: Tensor, sigma: float, draws: int) -> Tensor:
     """`draws` noisy copies of each example, one after the other, [batch * draws, ...]."""
     x = x.repeat_interleave(draws, 0)
-    return x + sigma * subject.normal(x)
+    return x + sigma * learner.normal(x)
 
 
 @METHODS.register("gaussian")
-def gaussian(subject: Subject, x: Tensor, y: Tensor, *, sigma: Positive = 0.02) -> Tensor:
+def gaussian(learner: Learner, x: Tensor, y: Tensor, *, sigma: Positive = 0.02) -> Tensor:
     """Cross-entropy under Gaussian noise.
 
     Args:
         sigma: standard deviation of the noise, in units of the training stage; certify at the same one.
     """
-    return subject.loss(subject(noisy(subject, x, sigma, 1)), y)
+    return learner.loss(learner(noisy(learner, x, sigma, 1)), y)
 
 
 @METHODS.register("consistency")
 def consistency(
-    subject: Subject,
+    learner: Learner,
     x: Tensor,
     y: Tensor,
     *,
@@ -48,17 +48,17 @@ def consistency(
         weight: of the mean divergence of the draws from their mean.
         entropy: weight of the entropy of the mean.
     """
-    logits = subject(noisy(subject, x, sigma, draws))
+    logits = learner(noisy(learner, x, sigma, draws))
     logs = logits.log_softmax(1).view(len(x), draws, -1)
     mean = logs.exp().mean(1)
     divergence = (mean[:, None] * (mean[:, None].clamp_min(1e-12).log() - logs)).sum(2).mean()
     uncertainty = -(mean * mean.clamp_min(1e-12).log()).sum(1).mean()
-    return subject.loss(logits, y.repeat_interleave(draws, 0)) + weight * divergence + entropy * uncertainty
+    return learner.loss(logits, y.repeat_interleave(draws, 0)) + weight * divergence + entropy * uncertainty
 
 
 @METHODS.register("smoothadv")
 def smoothadv(
-    subject: Subject,
+    learner: Learner,
     x: Tensor,
     y: Tensor,
     *,
@@ -76,22 +76,22 @@ def smoothadv(
         draws: noise draws per clip.
         steps: gradient steps, each of length 2 eps / steps.
     """
-    threat = ThreatModel("l2", eps, subject.bounds)
-    noise = sigma * subject.normal(x.repeat_interleave(draws, 0))
+    threat = ThreatModel("l2", eps, learner.bounds)
+    noise = sigma * learner.normal(x.repeat_interleave(draws, 0))
     x_adv = x
-    with subject.quiet() as model:
+    with learner.quiet() as model:
         for _ in range(steps):
             leaf = x_adv.detach().requires_grad_()
             logs = model(leaf.repeat_interleave(draws, 0) + noise).log_softmax(1).view(len(x), draws, -1)
             mean = logs.logsumexp(1) - math.log(draws)
             (gradient,) = torch.autograd.grad(-(mean * y).sum(), leaf)
             x_adv = threat.project(x_adv + 2 * eps / steps * threat.ascent(gradient), x)
-    return subject.loss(subject(x_adv.detach().repeat_interleave(draws, 0) + noise), y.repeat_interleave(draws, 0))
+    return learner.loss(learner(x_adv.detach().repeat_interleave(draws, 0) + noise), y.repeat_interleave(draws, 0))
 
 
 @METHODS.register("macer")
 def macer(
-    subject: Subject,
+    learner: Learner,
     x: Tensor,
     y: Tensor,
     *,
@@ -110,7 +110,7 @@ def macer(
         margin: radii beyond this many sigmas / 2 are not pushed further.
         temperature: inverse temperature of the soft votes.
     """
-    logits = subject(noisy(subject, x, sigma, draws)).view(len(x), draws, -1)
+    logits = learner(noisy(learner, x, sigma, draws)).view(len(x), draws, -1)
     mean = logits.softmax(2).mean(1).clamp_min(1e-12)
     error = -(y * mean.log()).sum(1)
     votes = (logits * temperature).softmax(2).mean(1).clamp(1e-6, 1 - 1e-6)

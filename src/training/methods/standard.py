@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from src.registry import METHODS
-from src.training.methods.subject import Subject
+from src.training.methods.learner import Learner
 
 
 @METHODS.register("standard")
-def standard(subject: Subject, x: Tensor, y: Tensor) -> Tensor:
+def standard(learner: Learner, x: Tensor, y: Tensor) -> Tensor:
     """Mean cross-entropy of the clips as they are."""
-    return subject.loss(subject(x), y)
+    return learner.loss(learner(x), y)

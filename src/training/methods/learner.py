@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class Subject:
+class Learner:
     """The model under training, from the training stage to logits.
 
     A method calls it as `subject(x)`, in training mode, for the loss it descends. Whatever it crafts or estimates on
