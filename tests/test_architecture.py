@@ -18,6 +18,7 @@ LAYERS = (
     {"victims"},
     {"threat"},
     {"registry", "losses", "perception", "random_streams", "distributed"},
+    {"files"},
 )
 """Rooms from the top down; each may import from the layers below its own, and from itself."""
 

@@ -179,7 +179,7 @@ def test_full_disk_loses_nothing(tmp_path: Path, clips: Clips, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         train(tmp_path, clips, dataclasses.replace(FAST, seed=5))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

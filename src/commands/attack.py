@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +65,7 @@ def identity(config: Config, clips: Clips, device: torch.device) -> dict[str, ob
         "inversion": config.inversion.name,
         "defenses": config.defense.names,
         "components": {name: keys for name, keys in config.components.items() if name.startswith(kinds)},
-        "clips": hashlib.sha256(clips.samples.tobytes()).hexdigest(),
+        "clips": clips.fingerprint(),
         "device": device.type,
     }
 

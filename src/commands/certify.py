@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +17,7 @@ from src.config import Config
 from src.datasets import store
 from src.distributed import Team
 from src.evaluation import smoothed_attacks
+from src.files import fingerprint
 from src.output import figures, results
 from src.registry import DEFENSES
 from src.smoothing import CERTIFICATE_FIELDS, UNITS, Certificate, Certifier, ShapedNoise, statements, summary
@@ -47,8 +47,8 @@ class CertificationRun:
         self.name = f"{self.model}.{self.settings.space}"
         self.given = {
             "model": model.weights,
-            "clips": hashlib.sha256(clips.samples.tobytes()).hexdigest(),
-            "shape": shaped and hashlib.sha256(shaped.amplitude.numpy().tobytes()).hexdigest(),
+            "clips": clips.fingerprint(),
+            "shape": shaped and fingerprint(shaped.amplitude.numpy()),
             "device": self.device.type,
             **self.settings.identity(),
         }

@@ -13,7 +13,7 @@ from src.config import Config
 from src.datasets.store import Clips
 from src.evaluation import sanity_checks, summary, with_options
 from src.evaluation.planted_test import self_test
-from src.output import results
+from src.files import fingerprint
 from src.threat import Budget
 
 Signs = dict[str, list[sanity_checks.Indicator]]
@@ -48,7 +48,7 @@ def search(
             title = f"{model}, {name}"
             signs = over_rows(config, [row for row in rows if (row["model"], row["attack"]) == (model, name)], eps)
             depends = {**given, "model": one.model.weights, "attack": name, "eps": str(eps), "on": part.ids}
-            searched[title] = results.fingerprint(depends)
+            searched[title] = fingerprint(depends)
             if old.get("searched", {}).get(title) == searched[title]:
                 known = [sanity_checks.Indicator(**facts) for facts in old["signs"][title]]
                 signs += [sign for sign in known if sign.name not in sanity_checks.OVER_ROWS]

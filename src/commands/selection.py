@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from src.config import Config
 from src.datasets.store import Clips
+from src.files import sha256_of
 from src.random_streams import derive_seed
 from src.victims import checkpoint
 from src.victims.victim import Victim
@@ -52,7 +52,7 @@ def models(config: Config, names: Sequence[str] | None, clips: Clips) -> list[Tr
         checkpoint.check_fits(
             victim, path, classes=clips.classes, sample_rate=clips.sample_rate, n_samples=clips.n_samples
         )
-        found.append(Trained(path.stem, hashlib.sha256(path.read_bytes()).hexdigest(), victim, facts))
+        found.append(Trained(path.stem, sha256_of(path), victim, facts))
     return found
 
 

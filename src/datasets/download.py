@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tarfile
@@ -12,6 +11,8 @@ import zlib
 from pathlib import Path
 
 from tqdm import tqdm
+
+from src.files import sha256_of
 
 BLOCK = 1 << 18
 
@@ -23,7 +24,7 @@ def fetch(url: str, path: Path, sha256: str) -> None:
         OSError: the server cannot be reached or breaks off; what has come so far is kept.
         ValueError: the content is not the published one; it is deleted.
     """
-    if path.is_file() and checksum(path) == sha256:
+    if path.is_file() and sha256_of(path) == sha256:
         return
     part = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,17 +48,11 @@ def fetch(url: str, path: Path, sha256: str) -> None:
             raise OSError(f"{url}: {error}; run the command again to go on") from None
     except OSError as error:
         raise OSError(f"{url}: {getattr(error, 'reason', error)}; run the command again to go on") from None
-    found = checksum(part)
+    found = sha256_of(part)
     if found != sha256:
         part.unlink()
         raise ValueError(f"{url}: SHA-256 is {found}, published {sha256}; the download was deleted")
     os.replace(part, path)
-
-
-def checksum(path: Path) -> str:
-    """The SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def extract(archive: Path, folder: Path) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from src.datasets.decode import DamagedError, read, to_clip
-from src.datasets.source import Audio, Corpus, Recording, digest
+from src.datasets.source import Audio, Corpus, Recording
 from src.datasets.store import SPLITS, description
 from src.datasets.writer import SplitWriter, check_replaceable, replacing, write_json
+from src.files import fingerprint
 from src.registry import DATASETS, Count, Listed, Natural, Positive
 
 FORMAT = 1
@@ -86,10 +87,10 @@ def prepare(data: DataSettings, options: Mapping[str, Any], workers: int = 2) ->
         "seconds": data.seconds,
         "stamp": corpus.stamp,
         # The plan holds whatever the source's own keys and the seed decided.
-        "plan": digest(corpus.recordings),
+        "plan": fingerprint(*corpus.recordings),
     }
-    fingerprint = digest([settings])
-    facts = _prepared(data.data_dir, fingerprint)
+    key = fingerprint(str(settings))
+    facts = _prepared(data.data_dir, key)
     if facts:
         if data.strict and facts["skipped"]:
             raise ValueError(f"{_named(facts['skipped'][0])} (strict = yes)")
@@ -109,18 +110,18 @@ def prepare(data: DataSettings, options: Mapping[str, Any], workers: int = 2) ->
             "seed": data.seed,
             "options": {name: str(value) for name, value in options.items()},
             "settings": settings,
-            "fingerprint": fingerprint,
+            "fingerprint": key,
         }
         write_json(folder / "dataset.json", facts)
     return facts, True
 
 
-def _prepared(data_dir: Path, fingerprint: str) -> dict[str, Any] | None:
+def _prepared(data_dir: Path, key: str) -> dict[str, Any] | None:
     """The facts of a whole store with these settings, if it is there."""
     try:
         facts = description(data_dir)
         whole = all((data_dir / f"{split}{ending}").is_file() for split in SPLITS for ending in (".npy", ".json"))
-        return facts if whole and facts["fingerprint"] == fingerprint else None
+        return facts if whole and facts["fingerprint"] == key else None
     except (OSError, ValueError, KeyError):
         return None
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -66,14 +65,6 @@ class Corpus:
     recordings: tuple[Recording, ...]
     audio: Callable[[Sequence[Recording]], Iterator[tuple[int, Audio]]]
     synthetic: bool = False
-
-
-def digest(parts: Iterable[object]) -> str:
-    """Sixteen hex digits of anything printable, in order."""
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(f"{part}\0".encode("utf-8", "surrogateescape"))
-    return total.hexdigest()[:16]
 
 
 def pick(include: Sequence[str] | None, there: Sequence[str], what: str) -> tuple[str, ...]:

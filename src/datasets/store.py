@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src.files import fingerprint
+
 SPLITS = ("train", "validation", "test")
 FULL_SCALE = 32768
 
@@ -53,6 +55,10 @@ class Clips:
     @property
     def n_samples(self) -> int:
         return int(self.samples.shape[1])
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the samples, labels, ids, classes or sample rate (from their SHA-256)."""
+        return fingerprint(self.samples, self.labels.tolist(), self.ids, self.classes, self.sample_rate)
 
     def waveforms(self, index: Sequence[int] | Tensor | slice = slice(None)) -> Tensor:
         """float32 [k, time] in [-1, 1)."""

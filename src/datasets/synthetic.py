@@ -17,8 +17,9 @@ import numpy as np
 import soxr
 from scipy.signal import fftconvolve
 
-from src.datasets.source import Audio, Corpus, Recording, Sound, digest
+from src.datasets.source import Audio, Corpus, Recording, Sound
 from src.datasets.store import SPLITS
+from src.files import fingerprint
 from src.random_streams import derive_seed
 from src.registry import DATASETS, Count
 
@@ -74,7 +75,7 @@ def synthetic(
             x = scene(speech, round(seconds * sample_rate), sample_rate, (snr_low, snr_high), rng)
             yield i, Sound(x[:, None], sample_rate)
 
-    stamp = digest([VERSION, seed, snr_low, snr_high, *(recording.id for recording in recordings)])
+    stamp = fingerprint(VERSION, seed, snr_low, snr_high, *(recording.id for recording in recordings))
     return Corpus(stamp, include, recordings, audio, synthetic=True)
 
 

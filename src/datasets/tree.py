@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from src.datasets.source import Audio, Recording, digest
+from src.datasets.source import Audio, Recording
+from src.files import fingerprint
 
 
 class Folder:
@@ -32,7 +33,7 @@ class Folder:
                     continue  # a dangling link
                 found[path.relative_to(root).as_posix()] = (facts.st_size, facts.st_mtime_ns)
         self.names = sorted(found)
-        self.stamp = digest(f"{name} {found[name]}" for name in self.names)
+        self.stamp = fingerprint(*(f"{name} {found[name]}" for name in self.names))
 
     def content(self, name: str) -> bytes:
         """One small file."""
@@ -65,7 +66,7 @@ class Archive:
         self.prefix = f"{tops.pop()}/" if len(tops) == 1 and any(name.count("/") > 1 for name in members) else ""
         self.names = sorted(name.removeprefix(self.prefix) for name in members)
         facts = path.stat()
-        self.stamp = digest([facts.st_size, facts.st_mtime_ns])
+        self.stamp = fingerprint(facts.st_size, facts.st_mtime_ns)
 
     def _members(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
         try:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from src.datasets.store import SPLITS
+from src.files import write_atomically
 
 FILES = {"dataset.json", *(f"{split}{ending}" for split in SPLITS for ending in (".npy", ".json"))}
 
@@ -68,10 +69,7 @@ class SplitWriter:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    write_atomically(path, lambda file: file.write(json.dumps(content).encode()))
 
 
 def check_replaceable(data_dir: Path) -> None:

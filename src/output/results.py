@@ -4,7 +4,6 @@ appended one by one and a second run goes on after the last of them."""
 from __future__ import annotations
 
 import csv
-import hashlib
 import importlib.metadata
 import io
 import json
@@ -12,7 +11,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import soundfile
+
+from src.files import fingerprint, write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +39,7 @@ class ResultsSettings:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically; a failed write leaves what was there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, lambda file: file.write(content))
 
 
 def write_text(path: Path, content: str) -> None:
@@ -73,11 +64,6 @@ def cell(value: Any) -> str:
     if isinstance(value, bool):
         return str(int(value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def fingerprint(settings: Mapping[str, Any]) -> str:
-    """Eight hex digits of everything that rows depend on."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 class RowFile:

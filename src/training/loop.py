@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import time
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from src.datasets.store import Clips
+from src.files import fingerprint
 from src.random_streams import derive_seed
 from src.training.batches import fit_stages
-from src.training.memory import differences, digest, facts_of, resume
+from src.training.memory import differences, facts_of, resume
 from src.training.run import TrainingRun
 from src.training.settings import TrainingSettings
 from src.victims import checkpoint
@@ -65,8 +65,8 @@ def fit(
         "gradient_penalty": gradient_penalty,
         "options": dict(options or {}),
         "recipe": victim.recipe,
-        "data": {"train": digest(train), "validation": digest(valid)},
-        "noise": 0 if noise is None else zlib.crc32(noise.cpu().numpy().tobytes()),
+        "data": {"train": train.fingerprint(), "validation": valid.fingerprint()},
+        "noise": "none" if noise is None else fingerprint(noise.cpu().numpy()),
     }
     path, last = model_dir / f"{name}.pt", model_dir / f"{name}.last.state"
     if path.is_file():

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from src.datasets.store import Clips
 from src.victims import checkpoint
-
-
-def digest(clips: Clips) -> str:
-    """Identifies clips by their samples, labels and ids."""
-    code = zlib.crc32(np.ascontiguousarray(clips.samples).data)
-    return (
-        f"{zlib.crc32(repr((clips.labels.tolist(), clips.ids, clips.classes, clips.sample_rate)).encode(), code):08x}"
-    )
 
 
 def facts_of(path: Path) -> dict[str, Any]:

@@ -3,14 +3,13 @@ script that loads it never guesses. Nothing in it is executed: tensors and plain
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
+from src.files import write_atomically
 from src.registry import FRONTENDS, MODELS
 from src.victims.victim import Victim
 
@@ -65,20 +64,14 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         OSError: cannot write (a full disk); whatever was there before stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            try:
-                torch.save(dict(content), file)
-            except RuntimeError as error:  # torch reports a failed write this way
-                raise OSError(f"{path}: cannot write ({str(error).splitlines()[0]})") from None
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+
+    def save_tensors(file: BinaryIO) -> None:
+        try:
+            torch.save(dict(content), file)
+        except RuntimeError as error:  # torch reports a failed write this way
+            raise OSError(f"{path}: cannot write ({str(error).splitlines()[0]})") from None
+
+    write_atomically(path, save_tensors)
 
 
 def read(path: Path) -> dict[str, Any]:
