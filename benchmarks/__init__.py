@@ -1,1 +1,1 @@
-"""Side-by-side measurements: ours, a peer and the raw limit in one run on the same clips."""
+"""Side-by-side measurements of ours, a peer and the raw limit, in one run on the same clips."""

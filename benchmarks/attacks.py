@@ -1,5 +1,5 @@
 """PGD-40 and CW against torchattacks, foolbox, ART and the raw limit: the same frozen model, clips and budget, one
-thread. The raw limit is what autograd needs for the forward and backward passes alone, parameters frozen."""
+thread. The raw limit is the time of autograd's forward and backward passes alone, with frozen parameters."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def run(victim: Victim, x: Tensor, repeats: int, eps: tuple[float, ...] = (2e-4,
     Args:
         victim: trained.
         x: waveforms [batch, time].
-        eps: one budget that leaves most clips standing, one that fells most.
+        eps: one budget at which most clips stay correct, one at which most are misclassified.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -98,20 +98,21 @@ def run(victim: Victim, x: Tensor, repeats: int, eps: tuple[float, ...] = (2e-4,
             works[f"{label}, full work", name] = work
     taken = dict(zip(works, in_turns(list(works.values()), repeats), strict=True))
     limit = taken["", "raw limit"]
-    for (what, name), own in taken.items():
+    for (task, name), seconds in taken.items():
         if name == "ours":
-            rows.append(row(what, own, "raw limit", limit, limit))
-        elif what:
-            rows.append(row(what, taken[what, "ours"], name, own, limit))
+            rows.append(row(task, seconds, "raw limit", limit, limit))
+        elif task:
+            rows.append(row(task, taken[task, "ours"], name, seconds, limit))
     rows += carlini_wagner(plain, frozen, x, y, limit / STEPS)
     torch.set_num_threads(threads)
     return rows
 
 
 def carlini_wagner(
-    plain: torch.nn.Module, frozen: Victim, x: Tensor, y: Tensor, one_pass: float
+    plain: torch.nn.Module, frozen: Victim, x: Tensor, y: Tensor, seconds_per_pass: float
 ) -> list[dict[str, Any]]:
-    """CW L2, 5 values of c x 100 steps, against foolbox's, with the median L2 of each; one run each, they are long."""
+    """CW L2, 5 values of c x 100 steps, against foolbox's, with the median L2 of each. The runs are long; each is
+    timed once."""
     import foolbox
 
     def ours() -> Tensor:
@@ -136,14 +137,14 @@ def carlini_wagner(
     for stepsize in FOOLBOX_STEPS:
         other, other_size = measure(lambda stepsize=stepsize: peer(stepsize))  # type: ignore[misc]
         label = f"CW L2 5 x 100 (median L2 {size:.4g} against {other_size:.4g})"
-        rows.append(row(label, taken, f"foolbox, step {stepsize:g}", other, one_pass * 500))
+        rows.append(row(label, taken, f"foolbox, step {stepsize:g}", other, seconds_per_pass * 500))
     return rows
 
 
-def row(what: str, ours: float, name: str, peer: float, limit: float) -> dict[str, Any]:
+def row(task: str, ours: float, name: str, peer: float, limit: float) -> dict[str, Any]:
     return {
         "benchmark": "attack speed",
-        "what": f"{what} against {name}",
+        "what": f"{task} against {name}",
         "ours": ours,
         "peer": peer,
         "unit": "s",

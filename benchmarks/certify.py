@@ -1,5 +1,5 @@
-"""Certification against a loop in the manner of Cohen et al. (2019) and against the bare forward passes: the same
-model, clip and number of draws, one thread."""
+"""Certification against the loop of Cohen et al. (2019) and against the forward passes alone: the same model, clip and
+number of draws, one thread."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from src.victims.victim import Victim
 N0, N, SIGMA = 96, 1008, 0.05
 
 
-def counts_in_their_manner(model: nn.Module, x: Tensor, n: int, batch_size: int, classes: int) -> np.ndarray:
-    """Noise for a repeated batch, argmax, and a loop on the host over the predictions."""
+def cohen_counts(model: nn.Module, x: Tensor, n: int, batch_size: int, classes: int) -> np.ndarray:
+    """Counts of predictions as in the published code: noise on a repeated batch, argmax, a Python loop over labels."""
     counts = np.zeros(classes, dtype=int)
     with torch.no_grad():
         while n > 0:
@@ -33,7 +33,7 @@ def counts_in_their_manner(model: nn.Module, x: Tensor, n: int, batch_size: int,
 
 
 def bare(model: nn.Module, batch: Tensor, n: int) -> None:
-    """n forward passes and nothing else."""
+    """n forward passes alone."""
     with torch.inference_mode():
         for start in range(0, n, len(batch)):
             model(batch[: n - start])
@@ -41,7 +41,7 @@ def bare(model: nn.Module, batch: Tensor, n: int) -> None:
 
 def reference(victim: Victim) -> Victim:
     """A plain CNN on the log-mel: three 3 x 3 convolutions of 32 channels with batch norm, at full resolution first.
-    Its weights are random, which costs the same time."""
+    Its weights are random: they do not change the time."""
     layers: list[nn.Module] = [nn.Unflatten(1, (1, 64))]
     for n_in in (1, 32, 32):
         layers += [nn.Conv2d(n_in, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2)]
@@ -57,8 +57,8 @@ def run(victim: Victim, x: Tensor, repeats: int = 3) -> list[dict[str, Any]]:
 
 
 def compare(name: str, victim: Victim, x: Tensor, repeats: int) -> list[dict[str, Any]]:
-    """The peer runs the victim as it was trained, we its frozen copy; the bare passes are those of the frozen copy at
-    the batch size where it is fastest."""
+    """The peer runs the victim as trained, ours its frozen copy; the bare passes are those of the frozen copy at its
+    fastest batch size."""
     rows = []
     frozen, classes = victim.frozen(), len(victim.classes)
     for stage in ("waveform", victim.representations[-1]):
@@ -67,13 +67,13 @@ def compare(name: str, victim: Victim, x: Tensor, repeats: int) -> list[dict[str
         with torch.no_grad():
             z = head(x[None])[0]
         with torch.inference_mode():
-            best = tune(tail, z + SIGMA * torch.randn(16, *z.shape))
-            batch = z + SIGMA * torch.randn(best, *z.shape)
-        smooth = Smooth(tail, SIGMA, n0=N0, n=N, batch_size=best)
+            batch_size = tune(tail, z + SIGMA * torch.randn(16, *z.shape))
+            batch = z + SIGMA * torch.randn(batch_size, *z.shape)
+        smooth = Smooth(tail, SIGMA, n0=N0, n=N, batch_size=batch_size)
 
         def theirs(original: nn.Module = original, z: Tensor = z) -> None:
             for n in (N0, N):
-                counts_in_their_manner(original, z, n, 400, classes)
+                cohen_counts(original, z, n, 400, classes)
 
         def ours(smooth: Smooth = smooth, z: Tensor = z) -> None:
             smooth.certify(z, "clip")
@@ -81,13 +81,18 @@ def compare(name: str, victim: Victim, x: Tensor, repeats: int) -> list[dict[str
         def limit(tail: nn.Module = tail, batch: Tensor = batch) -> None:
             bare(tail, batch, N0 + N)
 
-        # One thread: by CPU time other work on the machine hardly counts.
-        mine, peer, floor = in_turns([ours, theirs, limit], repeats, time.process_time)
-        what = f"{name}, {N0 + N} draws at the {stage}"
-        common = {"benchmark": "certify", "ours": mine, "unit": "CPU s"}
+        # With one thread, CPU time hardly depends on other work of the machine.
+        our_time, peer, floor = in_turns([ours, theirs, limit], repeats, time.process_time)
+        task = f"{name}, {N0 + N} draws at the {stage}"
+        common = {"benchmark": "certify", "ours": our_time, "unit": "CPU s"}
         rows += [
-            {**common, "what": f"{what}, against Cohen's loop at batch 400", "peer": peer, "ratio": peer / mine},
-            {**common, "what": f"{what}, against bare passes at batch {best}", "peer": floor, "ratio": floor / mine},
+            {**common, "what": f"{task}, against Cohen's loop at batch 400", "peer": peer, "ratio": peer / our_time},
+            {
+                **common,
+                "what": f"{task}, against bare passes at batch {batch_size}",
+                "peer": floor,
+                "ratio": floor / our_time,
+            },
         ]
     order = ("benchmark", "what", "ours", "peer", "unit", "ratio")
     return [{key: row[key] for key in order} for row in rows]

@@ -1,9 +1,9 @@
-"""Benchmark (a): clips per second from disk to model input, and for a whole training epoch, against a loader in the
-manner of the seed: every file loaded and turned into a mel spectrogram by librosa, every time it is needed.
+"""Data path: clips per second from disk to model input, and over a training epoch, against a loader that reads every
+file and computes its mel spectrogram with librosa each time the clip is used.
 
 Both sides use one thread, the same clips, the same front-end parameters and a warm disk cache, and their features are
-compared first. Ours is the Source that training reads: it computes the features of a split once and keeps them in
-memory, or, where the waveform is augmented, computes them in every epoch."""
+compared first. Ours is the Source of the training loop: it computes the features of a split once and keeps them in
+memory, or computes them in every epoch where the waveform is augmented."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ PEERS: dict[str, Callable[[str], np.ndarray]] = {"log_mel": librosa_log_mel, "li
 
 
 def small_net(classes: int) -> nn.Module:
-    """A keyword spotter of some 10 k parameters, so that an epoch is not all convolution."""
+    """A keyword spotter of about 10 k parameters, so that convolutions do not dominate an epoch."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 5, stride=4, padding=2),
         nn.BatchNorm2d(16),
@@ -70,7 +70,7 @@ def small_net(classes: int) -> nn.Module:
 
 
 def recordings(data_dir: Path | None, folder: Path, per_class: int) -> None:
-    """Link (or, without recordings, make up) `per_class` wavs of each class below `folder`."""
+    """Link `per_class` wavs of each class below `folder`; without recordings, write noise instead."""
     if data_dir and (data_dir / "speech_commands").is_dir():
         data_dir = data_dir / "speech_commands"
     rng = np.random.default_rng(0)
@@ -101,7 +101,7 @@ def train_on(batches: Callable[[], Batches], classes: int) -> Callable[[], None]
 
 
 def measure(front_end: str, files: Path, store: Path, repeats: int) -> list[dict[str, Any]]:
-    """The rows of one front end; a training of several epochs is the sum of its epochs, each kind measured alone."""
+    """The rows of one front end; the time of several epochs is a sum over the first and the later ones, timed apart."""
     clips = load(store, "train")
     stages = FRONTENDS[front_end](sample_rate=SAMPLE_RATE, n_samples=clips.n_samples)
     head = Chain([stage.frozen() for stage in stages]).eval()  # as training takes it
@@ -121,9 +121,9 @@ def measure(front_end: str, files: Path, store: Path, repeats: int) -> list[dict
     kept, computing = source(changing=False), source(changing=True)
     assert kept.kept is not None
     assert computing.kept is None
-    mine, same, other = (next(side)[0] for side in (ours(kept), ours(computing), by_librosa()))
-    torch.testing.assert_close(mine, same, rtol=1e-5, atol=1e-6)
-    error = float((mine - other).abs().max() / other.abs().max())
+    kept_z, computed_z, librosa_z = (next(side)[0] for side in (ours(kept), ours(computing), by_librosa()))
+    torch.testing.assert_close(kept_z, computed_z, rtol=1e-5, atol=1e-6)
+    error = float((kept_z - librosa_z).abs().max() / librosa_z.abs().max())
     assert error < 1e-3, f"the two sides compute different features ({error:g})"
 
     n, classes = len(clips), len(clips.classes)
@@ -151,21 +151,21 @@ def measure(front_end: str, files: Path, store: Path, repeats: int) -> list[dict
         )
     )
     first, later, every = epochs
-    for name, own in (("kept after the first", first + (EPOCHS - 1) * later), ("nothing kept", EPOCHS * every)):
-        what = f"training of {EPOCHS} epochs, {front_end}, {name}"
-        rows.append(row(what, own, EPOCHS * their_epoch, f"s per {n} clips", EPOCHS * their_epoch / own))
+    for name, taken in (("kept after the first", first + (EPOCHS - 1) * later), ("nothing kept", EPOCHS * every)):
+        task = f"training of {EPOCHS} epochs, {front_end}, {name}"
+        rows.append(row(task, taken, EPOCHS * their_epoch, f"s per {n} clips", EPOCHS * their_epoch / taken))
     return rows
 
 
-def row(what: str, ours: float, peer: float, unit: str, ratio: float) -> dict[str, Any]:
-    return {"benchmark": "data path", "what": what, "ours": ours, "peer": peer, "unit": unit, "ratio": ratio}
+def row(task: str, ours: float, peer: float, unit: str, ratio: float) -> dict[str, Any]:
+    return {"benchmark": "data path", "what": task, "ours": ours, "peer": peer, "unit": unit, "ratio": ratio}
 
 
 def run(data_dir: Path | None, repeats: int, per_class: int = 13) -> list[dict[str, Any]]:
     """The rows of this benchmark.
 
     Args:
-        data_dir: folder of recordings, one folder per class (or one that holds `speech_commands`); None makes noise up.
+        data_dir: folder of recordings, one per class (or one that holds `speech_commands`); None generates noise.
         repeats: measurements of each number; the median is reported.
         per_class: recordings per class.
     """

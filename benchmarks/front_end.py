@@ -1,4 +1,4 @@
-"""(b) Front end: clips per second from waveforms to features, all in a batch, against librosa clip by clip."""
+"""Front end: clips per second from waveforms to features, as one batch, against librosa clip by clip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""(c) Inversion: a batch of log-mel spectrograms back to audio, against librosa.feature.inverse.mel_to_audio clip by
+"""Inversion: a batch of log-mel spectrograms back to audio, against librosa.feature.inverse.mel_to_audio clip by
 clip with the same transform and number of iterations."""
 
 from __future__ import annotations

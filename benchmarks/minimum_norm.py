@@ -1,5 +1,5 @@
-"""Minimum-norm L2 attacks at 200 gradient passes against foolbox's DDN with the initial radius that suits audio: median
-L2 and seconds on the same model and clips, one thread."""
+"""Minimum-norm L2 attacks at 200 gradient passes against foolbox's DDN with an initial radius fit for audio: median L2
+and seconds on the same model and clips, one thread."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(victim: Victim, x: Tensor, repeats: int) -> list[dict[str, Any]]:
     """Rows: median L2 and median seconds of each of ours against its peer; ratio = peer / ours.
 
     Args:
-        victim: trained; the label of a clip is what it says.
+        victim: trained; its prediction is the label of a clip.
         x: waveforms [batch, time].
         repeats: timed runs of each attack.
     """
@@ -59,7 +59,7 @@ def run(victim: Victim, x: Tensor, repeats: int) -> list[dict[str, Any]]:
 
         theirs = {name: measure(work) for name, work in peers(plain, x, y).items()}
         rows = []
-        for what, (name, keys) in OURS.items():
+        for title, (name, keys) in OURS.items():
             size, seconds = measure(
                 lambda name=name, keys=keys: ATTACKS[name](  # type: ignore[misc]
                     frozen, x, y, ThreatModel("l2", bounds=(-1.0, 1.0)),
@@ -67,10 +67,10 @@ def run(victim: Victim, x: Tensor, repeats: int) -> list[dict[str, Any]]:
                 )
             )  # fmt: skip
             peer = "foolbox DDN 200, init_eps .05"
-            for unit, own, other in (("median L2", size, theirs[peer][0]), ("s", seconds, theirs[peer][1])):
+            for unit, our_value, peer_value in (("median L2", size, theirs[peer][0]), ("s", seconds, theirs[peer][1])):
                 rows.append({
-                    "benchmark": "minimum norm", "what": f"{what} against {peer}", "ours": own, "peer": other,
-                    "unit": unit, "ratio": other / own,
+                    "benchmark": "minimum norm", "what": f"{title} against {peer}", "ours": our_value,
+                    "peer": peer_value, "unit": unit, "ratio": peer_value / our_value,
                 })  # fmt: skip
         return rows
     finally:

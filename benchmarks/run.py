@@ -29,7 +29,7 @@ NAMES = ("data_path", "front_end", "inversion", "attacks", "minimum_norm", "stre
 
 
 def processor() -> str:
-    """The machine by name."""
+    """Names of the processor and the GPU."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
@@ -46,7 +46,7 @@ def test_clips(data: Path, folder: Path) -> store.Clips:
 def measure(
     name: str, victim: Victim, others: dict[str, Victim], clips: store.Clips, data: Path, repeats: int
 ) -> list[dict[str, Any]]:
-    """The rows of one benchmark; `others` are all models beside the victim's file, itself included."""
+    """The rows of one benchmark; `others` are all models in the folder of the victim, itself included."""
     x = clips.waveforms(torch.arange(0, len(clips), max(1, len(clips) // 64))[:64])
     if name == "data_path":
         return data_path.run(data, repeats)
@@ -89,9 +89,9 @@ def main() -> None:
             sys.exit(2)
         rows = []
         for name in chosen:
-            found = measure(name, victim, others, clips, args.data, args.repeats)
-            print(results.markdown([{"note": "", **row} for row in found]))
-            rows += [{"note": "", **row} for row in found]
+            measured = measure(name, victim, others, clips, args.data, args.repeats)
+            print(results.markdown([{"note": "", **row} for row in measured]))
+            rows += [{"note": "", **row} for row in measured]
     fields = ("benchmark", "what", "ours", "peer", "unit", "ratio", "note")
     table = results.markdown([{field: row[field] for field in fields} for row in rows])
     head = (

@@ -1,6 +1,6 @@
-"""What attack.py needs for many clips: peak memory against their number, and throughput of two processes against one.
+"""Scaling of attack.py: peak memory against the number of clips, and throughput of two processes against one.
 
-Times are differences between a larger and a smaller run, so that starting up does not count."""
+Times are differences between a larger and a smaller run, which leaves the start-up out."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def run(config: Path, *, few: int = 40, many: int = 200, overrides: tuple[str, .
              "ATTACK.speech=no", *overrides)  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        one = [attack(config, out / f"one{n}", n, 1, *fixed) for n in (few, many)]
-        two = [attack(config, out / f"two{n}", n, 2, *fixed) for n in (few, many)]
-    speeds = [(many - few) / max(large[0] - small[0], 1e-6) for small, large in (one, two)]
+        single = [attack(config, out / f"one{n}", n, 1, *fixed) for n in (few, many)]
+        double = [attack(config, out / f"two{n}", n, 2, *fixed) for n in (few, many)]
+    speeds = [(many - few) / max(large[0] - small[0], 1e-6) for small, large in (single, double)]
     return [
         {
-            "benchmark": "scale", "what": f"peak memory of attacking {many} clips against {few}", "ours": one[1][1],
-            "peer": one[0][1], "unit": "MiB", "ratio": one[0][1] / one[1][1], "note": "1 means no growth",
+            "benchmark": "scale", "what": f"peak memory of attacking {many} clips against {few}", "ours": single[1][1],
+            "peer": single[0][1], "unit": "MiB", "ratio": single[0][1] / single[1][1], "note": "1 means no growth",
         },
         {
             "benchmark": "scale", "what": "attack.py (PGD-40) under torchrun, 2 processes against 1", "ours": speeds[1],

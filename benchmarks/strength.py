@@ -1,5 +1,5 @@
-"""APGD against ART's AutoProjectedGradientDescent at the same budget and steps: robust accuracy and seconds, on every
-trained model of a folder (an undefended, a gradient-penalised and a PGD-trained one, say)."""
+"""APGD against ART's AutoProjectedGradientDescent at the same budget and steps: robust accuracy and seconds, on all
+trained models of a folder (such as an undefended, a gradient-penalized and a PGD-trained one)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(victims: Mapping[str, Victim], x: Tensor, labels: Tensor, eps: float = 0
 
     Args:
         victims: by name.
-        x: waveforms [batch, time]; those a model has wrong count as broken for both.
+        x: waveforms [batch, time]; those that a model misclassifies count as successes of both attacks.
         labels: [batch].
     """
     from art.attacks.evasion import AutoProjectedGradientDescent
@@ -50,10 +50,17 @@ def run(victims: Mapping[str, Victim], x: Tensor, labels: Tensor, eps: float = 0
         )  # fmt: skip
         seconds = (time.perf_counter() - middle, middle - start)
         robust = [float((plain(z).argmax(1) == labels).float().mean()) for z in (ours, theirs)]
-        what = f"APGD-{steps}, eps {eps:g}, on {name}, against ART's"
-        for unit, (own, other) in (("robust accuracy", robust), ("s", seconds)):
-            ratio = other / own if own else float(other == 0) or float("inf")
+        task = f"APGD-{steps}, eps {eps:g}, on {name}, against ART's"
+        for unit, (our_value, peer_value) in (("robust accuracy", robust), ("s", seconds)):
+            ratio = peer_value / our_value if our_value else float(peer_value == 0) or float("inf")
             rows.append(
-                {"benchmark": "strength", "what": what, "ours": own, "peer": other, "unit": unit, "ratio": ratio}
+                {
+                    "benchmark": "strength",
+                    "what": task,
+                    "ours": our_value,
+                    "peer": peer_value,
+                    "unit": unit,
+                    "ratio": ratio,
+                }
             )
     return rows

@@ -3,8 +3,8 @@ method, one trained with noise of that sigma there, all certified on the same cl
 
     python experiments/certified.py --config experiments/certified_speaker.ini
 
-It calls the scripts in turn and goes on where it stopped. `--stages` and `--methods` take a share of the work, so that
-several processes can each do one; the report is about all that is there, and `--report` writes only that."""
+It calls the scripts in turn; the same command resumes it. `--stages` and `--methods` restrict the work, so that several
+processes can share it; the report covers all results so far, and with `--report` nothing but the report is made."""
 
 from __future__ import annotations
 
@@ -29,13 +29,11 @@ from src.smoothing import summary  # noqa: E402
 STAGES = ("magnitude", "normalize", "waveform")
 METHODS = ("gaussian", "consistency", "smoothadv", "macer")
 
-Found = dict[tuple[str, str], dict[float, list[dict[str, str]]]]
-
 
 def call(script: str, args: argparse.Namespace, *overrides: str) -> None:
     """Run one script of Earshot in this process; its failure ends the study with its exit code."""
-    wanted = [*args.set, *overrides]
-    sys.argv = [script, "--config", args.config, *(part for one in wanted for part in ("--set", one))]
+    settings = [*args.set, *overrides]
+    sys.argv = [script, "--config", args.config, *(part for setting in settings for part in ("--set", setting))]
     try:
         runpy.run_path(str(ROOT / script), run_name="__main__")
     except SystemExit as end:
@@ -44,7 +42,7 @@ def call(script: str, args: argparse.Namespace, *overrides: str) -> None:
 
 
 def rows_of(folder: Path, pattern: str) -> list[dict[str, str]]:
-    """The rows of the one model that `pattern` fits, in the order of the clips."""
+    """The rows of the model whose file matches `pattern`, in the order of the clips."""
     for path in sorted(folder.glob(pattern)):
         with path.open(newline="") as file:
             return sorted(csv.DictReader(file), key=lambda row: int(row["idx"]))
@@ -52,8 +50,8 @@ def rows_of(folder: Path, pattern: str) -> list[dict[str, str]]:
 
 
 def report(config: Config) -> None:
-    """Tables of what is there so far, and the figure of the representations in waveform-equivalent dB."""
-    own, out = config.certify, config.results.results_dir
+    """Write the table of all results so far, and the figure of the representations in waveform-equivalent dB."""
+    settings, out = config.certify, config.results.results_dir
     clips = store.load(config.data.data_dir, "test")
     clips = clips.select(selection.drawn(config, clips).sort().values)
     victim = selection.models(config, None, clips)[0].victim
@@ -61,26 +59,28 @@ def report(config: Config) -> None:
     for training in ("plain", *METHODS):
         for stage in STAGES:
             start = out / "certify" / "*" if training == "plain" else out / "augmented/certify" / f"*_{training}"
-            rows = {s: rows_of(start.parent, f"{start.name}.{stage}.{s:g}.rows.csv") for s in own.sigma}
-            rows = {sigma: mine for sigma, mine in rows.items() if mine}
+            rows = {s: rows_of(start.parent, f"{start.name}.{stage}.{s:g}.rows.csv") for s in settings.sigma}
+            rows = {sigma: rows_of_sigma for sigma, rows_of_sigma in rows.items() if rows_of_sigma}
             if not rows:
                 continue
-            for sigma, cells in zip(rows, summary.table(rows, own.radii), strict=True):
-                spent = sum(int(row["n_used"]) for row in rows[sigma]) / len(rows[sigma])
-                share = {"mean draws": f"{spent:.0f}", "clips": len(rows[sigma])}
-                lines.append({"stage": stage, "training": training, **cells, **share})
+            for sigma, cells in zip(rows, summary.table(rows, settings.radii), strict=True):
+                mean_draws = sum(int(row["n_used"]) for row in rows[sigma]) / len(rows[sigma])
+                counts = {"mean draws": f"{mean_draws:.0f}", "clips": len(rows[sigma])}
+                lines.append({"stage": stage, "training": training, **cells, **counts})
             lipschitz = victim.lipschitz(stage)
             if lipschitz:
-                radii = [r for r in own.radii if r > 0]
-                clip = median(float(clips.waveforms([i]).norm()) for i in range(len(clips)))
-                best = summary.envelope([summary.certified_accuracy(mine, radii) for mine in rows.values()])
-                x = [summary.certified_snr(clip, r / lipschitz) for r in radii]
+                radii = [r for r in settings.radii if r > 0]
+                clip_norm = median(float(clips.waveforms([i]).norm()) for i in range(len(clips)))
+                best = summary.envelope(
+                    [summary.certified_accuracy(rows_of_sigma, radii) for rows_of_sigma in rows.values()]
+                )
+                x = [summary.certified_snr(clip_norm, r / lipschitz) for r in radii]
                 series[f"{stage}, {training}"] = (x[::-1], best[::-1])
             else:
                 series[f"{stage}: no bound in the waveform"] = ([], [])
     if not lines:
         raise ValueError(f"{out}: nothing is certified yet; leave --report out")
-    notes = [f"n0 = {own.n0}, n = {own.n}, alpha = {own.alpha:g}, mode = {own.mode}."]
+    notes = [f"n0 = {settings.n0}, n = {settings.n}, alpha = {settings.alpha:g}, mode = {settings.mode}."]
     notes += [selection.SYNTHETIC] if clips.synthetic else []
     title = "Certified accuracy of test clips, sigma x radius"
     results.write_table(out / "certified.csv", lines, title, notes)
@@ -90,26 +90,26 @@ def report(config: Config) -> None:
         x_label="signal-to-noise ratio above which every perturbation of the median clip is certified (dB)",
         y_label="certified accuracy, best sigma",
         title=f"Smoothing at {len(STAGES)} representations, as the waveform sees it",
-        drawstyle="steps-post",  # between two decided radii, the larger one's accuracy is certain
+        drawstyle="steps-post",  # between two radii, the accuracy at the larger one holds
     )
     print(f"{title}\n\n{results.markdown(lines)}\nfiles: {out}, {config.results.plot_dir}")
 
 
 def main(config: Config, args: argparse.Namespace) -> None:
     """Train, certify and compare at several representations (see the top of the file)."""
-    own, folders = config.certify, config.results
+    folders = config.results
     if not args.report:
         call("prepare_dataset.py", args)
         call("train_model.py", args)
         for stage in args.stages:
             call("certify.py", args, f"CERTIFY.stage={stage}")
-            for sigma, method in itertools.product(own.sigma, args.methods):
-                places = [f"RESULTS.model_dir={folders.model_dir}/{method}_{stage}_{sigma:g}"]
-                places += [f"RESULTS.results_dir={folders.results_dir}/augmented"]
-                places += [f"RESULTS.plot_dir={folders.plot_dir}/{method}_{stage}_{sigma:g}"]
+            for sigma, method in itertools.product(config.certify.sigma, args.methods):
+                folder_settings = [f"RESULTS.model_dir={folders.model_dir}/{method}_{stage}_{sigma:g}"]
+                folder_settings += [f"RESULTS.results_dir={folders.results_dir}/augmented"]
+                folder_settings += [f"RESULTS.plot_dir={folders.plot_dir}/{method}_{stage}_{sigma:g}"]
                 noise = [f"TRAINING.method={method}", f"TRAINING.{method}.sigma={sigma:g}", f"TRAINING.stage={stage}"]
-                call("train_model.py", args, *places, *noise)
-                call("certify.py", args, *places, f"CERTIFY.stage={stage}", f"CERTIFY.sigma={sigma:g}")
+                call("train_model.py", args, *folder_settings, *noise)
+                call("certify.py", args, *folder_settings, f"CERTIFY.stage={stage}", f"CERTIFY.sigma={sigma:g}")
     report(config)
 
 
@@ -121,5 +121,5 @@ if __name__ == "__main__":
         ["CERTIFY", "TRAINING", "RESULTS"],
         stages=stages,
         methods=methods,
-        report={"action": "store_true", "help": "only write the tables and the figure of what is there"},
+        report={"action": "store_true", "help": "only write the table and the figure of the results so far"},
     )

@@ -1,4 +1,4 @@
-"""What every script shares: its command line, and one clear line instead of a traceback for a person's mistake."""
+"""The command line that all scripts share, with one clear line instead of a traceback for a user's mistake."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(main: Callable[..., Any], sections: list[str], **options: dict[str, Any]
     try:
         main(config.load(args.config, args.set), args)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        print("\ninterrupted; the same command resumes the run", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError) as error:
         if "EARSHOT_TRACEBACK" in os.environ:
@@ -53,8 +53,8 @@ def run(main: Callable[..., Any], sections: list[str], **options: dict[str, Any]
 
 
 def keep_memory() -> None:
-    """Let glibc keep the memory of large tensors for the next ones. By default it gives every block above 32 MB back
-    and the next layer pages it in anew, up to a quarter of the time of a training step on a CPU."""
+    """Let glibc keep the memory of large tensors for the next ones. By default it returns blocks above 32 MB to the
+    system, and the page faults of the next layer take up to a quarter of the time of a training step on a CPU."""
     with contextlib.suppress(AttributeError, OSError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         trim_threshold, mmap_threshold = -1, -3  # malloc.h

@@ -1,8 +1,8 @@
-"""config.ini plus `--set SECTION.key=value` -> frozen, typed values, read once.
+"""Reading of config.ini and `--set SECTION.key=value` into frozen, typed values.
 
-A section is a keyword-only dataclass owned by the code that uses it; a sub-section [ATTACK.pgd] is the keyword-only
-parameters of that component. So a key is written down once, where it is used, and is known here at once. Anything
-unknown or out of range is refused before any work, with the line, the choices and the nearest match."""
+A section is a keyword-only dataclass defined by the code that uses it; a sub-section such as [ATTACK.pgd] holds the
+keyword-only parameters of that component. So each key is defined once, where it is used. Anything unknown or out of
+range is refused before any work, with the line, the choices and the nearest match."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from src.training import TrainingSettings
 
 @dataclass(frozen=True, kw_only=True)
 class FrontEndSettings:
-    """From waveform to features.
+    """The map from waveform to features.
 
     Args:
-        name: front end, or auto for the one each model was published with.
+        name: front end; auto is the one that each model was published with.
     """
 
     name: str = "auto"
@@ -75,7 +75,7 @@ class DefenseSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class InversionSettings:
-    """Back to audio from an attacked representation.
+    """The way back to audio from an attacked representation.
 
     Args:
         name: inversion used by attack.py.
@@ -108,7 +108,12 @@ COMPONENTS: dict[str, Registry] = {
 
 @dataclass(frozen=True)
 class Config:
-    """Every choice of a run. `component(section, name)` gives a component's keyword arguments."""
+    """All settings of a run.
+
+    Attributes:
+        components: "SECTION.name" -> the keyword arguments of that component.
+        text: section -> key -> the value as written.
+    """
 
     training: TrainingSettings
     data: DataSettings
@@ -123,6 +128,7 @@ class Config:
     text: Mapping[str, Mapping[str, str]]
 
     def component(self, section: str, name: str) -> dict[str, Any]:
+        """The keyword arguments of a component that the config sets."""
         return dict(self.components.get(f"{section}.{name}", {}))
 
 
@@ -132,18 +138,18 @@ def keys_of_section(section: str) -> list[Key]:
     Raises:
         ValueError: no such section, with the nearest match.
     """
-    kind, _, name = section.partition(".")
-    if name and kind in COMPONENTS:
-        return COMPONENTS[kind].keys(name)
-    known = list(SECTIONS) + [f"{kind}.<name>" for kind in COMPONENTS]
-    return keys_of(SECTIONS[choose(section, known, "section")])
+    parent, _, name = section.partition(".")
+    if name and parent in COMPONENTS:
+        return COMPONENTS[parent].keys(name)
+    choices = list(SECTIONS) + [f"{parent}.<name>" for parent in COMPONENTS]
+    return keys_of(SECTIONS[choose(section, choices, "section")])
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a config file and the `SECTION.key=value` overrides.
 
     Raises:
-        ValueError: anything unknown, malformed or out of range; the message names the place.
+        ValueError: anything unknown, malformed or out of range; the message names the file and line.
         FileNotFoundError: no such file.
     """
     path = Path(path)
@@ -169,9 +175,9 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
         places[section, key] = places[section, ""] = f"--set {override}"
     values = {section: _typed(section, text[section], places) for section in text}
     sections = {}
-    for section, owner in SECTIONS.items():
+    for section, settings_class in SECTIONS.items():
         try:
-            sections[section.lower()] = owner(**values.get(section, {}))
+            sections[section.lower()] = settings_class(**values.get(section, {}))
         except ValueError as error:
             raise ValueError(f"{places.get((section, ''), path)}: [{section}] {error}") from None
     components = {section: value for section, value in values.items() if section not in SECTIONS}
@@ -179,22 +185,25 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def _typed(section: str, raw: Mapping[str, str], places: Mapping[tuple[str, str], str]) -> dict[str, Any]:
-    """One section's strings converted by its schema."""
+    """The strings of a section, converted by its schema."""
     try:
         schema = {key.name: key for key in keys_of_section(section)}
     except ValueError as error:
         raise ValueError(f"{places[section, '']}: {error}") from None
-    out = {}
+    converted = {}
     for name, value in raw.items():
         try:
-            out[name] = convert(schema[choose(name, schema, f"key in [{section}]")], value)
+            converted[name] = convert(schema[choose(name, schema, f"key in [{section}]")], value)
         except ValueError as error:
             raise ValueError(f"{places[section, name]}: {error}") from None
-    return out
+    return converted
 
 
 def convert(key: Key, value: str) -> Any:
-    """One string by a key's annotation.
+    """A string as the type of its key.
+
+    Raises:
+        ValueError: not of that type, or out of range.
 
     >>> convert(Key("steps", Listed[int], (1,), ""), "10, 20")
     (10, 20)
@@ -204,10 +213,10 @@ def convert(key: Key, value: str) -> Any:
     try:
         return TypeAdapter(key.annotation).validate_python(parts)
     except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "literal_error":
-            choose(str(first["input"]), [str(c) for c in _choices(key.annotation)], f"value of '{key.name}'")
-        message = first["msg"].removeprefix("Value error, ")
+        first_error = error.errors()[0]
+        if first_error["type"] == "literal_error":
+            choose(str(first_error["input"]), [str(c) for c in _choices(key.annotation)], f"value of '{key.name}'")
+        message = first_error["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
         raise ValueError(f"{key.name} = {value}: {message}") from None
 
@@ -226,7 +235,7 @@ def _choices(annotation: Any) -> list[Any]:
 
 
 def _lines(source: str, path: str) -> dict[tuple[str, str], str]:
-    """(section, key) -> 'path:line'; the section itself has the key ''."""
+    """(section, key) -> 'path:line'; the heading of a section has the key ''."""
     places, section = {}, ""
     for number, line in enumerate(source.splitlines(), 1):
         if header := re.match(r"\[([^]]+)\]", line):
@@ -238,7 +247,7 @@ def _lines(source: str, path: str) -> dict[tuple[str, str], str]:
 
 
 def type_name(annotation: Any) -> str:
-    """An annotation as the README's tables and --help print it."""
+    """An annotation as the tables of keys and --help print it."""
     limits = []
     while get_origin(annotation) is Annotated:
         annotation, *notes = get_args(annotation)
@@ -263,7 +272,7 @@ _LIMITS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 
 
 def value_text(value: Any) -> str:
-    """A default as it would stand in config.ini."""
+    """A value as config.ini would have it."""
     if isinstance(value, tuple):
         return ", ".join(map(value_text, value))
     return (
@@ -276,7 +285,7 @@ def value_text(value: Any) -> str:
 
 
 def help_text(sections: list[str]) -> str:
-    """What a script reads, for --help."""
+    """The keys of the sections that a script reads, for --help."""
     lines = []
     for section in sections:
         lines.append(f"[{section}]")

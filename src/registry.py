@@ -1,6 +1,6 @@
-"""Name -> builder. A builder's keyword-only parameters that have a default are its config keys; their annotations
-are the schema and the `Args:` lines of its docstring the help. Keyword-only parameters without a default are supplied
-by the program (shapes, random streams), never by the config."""
+"""Registries of components by name. A builder's keyword-only parameters with a default are its config keys: their
+annotations are the schema, the `Args:` lines of its docstring the help. Keyword-only parameters without a default are
+supplied by the program (shapes, random streams), never by the config."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pydantic import AfterValidator
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# The vocabulary of ranges, so that a signature reads as a specification.
+# Annotations of ranges; they let a signature state what a value may be.
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
@@ -26,7 +26,7 @@ NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 T = TypeVar("T")
 Listed = Annotated[tuple[T, ...], MinLen(1)]
-"""Values separated by commas, at least one."""
+"""A list with at least one value; its values are separated by commas in the config."""
 
 
 @dataclass(frozen=True)
@@ -39,32 +39,32 @@ class Key:
     description: str
 
 
-def choose(value: str, choices: Iterable[str], what: str) -> str:
-    """Return `value` if it is one of `choices`; otherwise a ValueError that lists them and names the nearest."""
+def choose(value: str, choices: Iterable[str], kind: str) -> str:
+    """Return `value` if it is one of `choices`; otherwise raise a ValueError that lists them and the nearest match."""
     choices = list(choices)
     if value in choices:
         return value
-    near = difflib.get_close_matches(value, choices, 1, 0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    raise ValueError(f"unknown {what} '{value}'{hint} (choices: {', '.join(choices)})")
+    matches = difflib.get_close_matches(value, choices, 1, 0.5)
+    hint = f"; did you mean '{matches[0]}'?" if matches else ""
+    raise ValueError(f"unknown {kind} '{value}'{hint} (choices: {', '.join(choices)})")
 
 
 def describe(docstring: str | None) -> dict[str, str]:
     """The `name: text` lines below `Args:` of a docstring; continuation lines are indented further.
 
-    >>> describe("Do it.\\n\\n    Args:\\n        steps: how many.\\n")
-    {'steps': 'how many.'}
+    >>> describe("Attack.\\n\\n    Args:\\n        steps: number of steps.\\n")
+    {'steps': 'number of steps.'}
     """
     block = re.search(r"Args:\n(.*?)(?:\n\s*\n|\Z)", inspect.cleandoc(docstring or ""), re.S)
-    found: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     name = ""
     for line in block.group(1).splitlines() if block else ():
         start = re.match(r"    (\w+): (.*)", line)
         if start:
-            name, found[start[1]] = start[1], start[2].strip()
+            name, descriptions[start[1]] = start[1], start[2].strip()
         elif name:
-            found[name] += " " + line.strip()
-    return found
+            descriptions[name] += " " + line.strip()
+    return descriptions
 
 
 def keys_of(builder: Callable[..., Any]) -> list[Key]:
@@ -74,20 +74,20 @@ def keys_of(builder: Callable[..., Any]) -> list[Key]:
         builder if is_dataclass(builder) else builder.__init__ if is_class else builder,
         include_extras=True,
     )
-    texts = describe(builder.__doc__)
+    descriptions = describe(builder.__doc__)
     return [
-        Key(p.name, hints.get(p.name, str), p.default, texts.get(p.name, ""))
+        Key(p.name, hints.get(p.name, str), p.default, descriptions.get(p.name, ""))
         for p in inspect.signature(builder).parameters.values()
         if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
     ]
 
 
 class Registry:
-    """The builders of one kind, in the order of their names.
+    """The builders of one kind by name.
 
     Args:
-        kind: what an entry is called in messages, e.g. "attack".
-        package: the package whose modules register themselves; imported when the registry is first read.
+        kind: the word for an entry in messages, e.g. "attack".
+        package: its modules register their builders when they are imported, which the first use of the registry does.
     """
 
     def __init__(self, kind: str, package: str):
@@ -96,7 +96,7 @@ class Registry:
         self._loaded = False
 
     def register(self, name: str) -> Callable[[F], F]:
-        """Decorator: enter a builder under `name`."""
+        """Decorator that registers a builder under `name`."""
 
         def enter(builder: F) -> F:
             assert name not in self._builders, f"{self.kind} '{name}' is registered twice"
@@ -106,6 +106,7 @@ class Registry:
         return enter
 
     def names(self) -> list[str]:
+        """All names in alphabetical order."""
         if not self._loaded:
             package = importlib.import_module(self.package)
             for module in pkgutil.walk_packages(package.__path__, f"{self.package}."):
@@ -120,7 +121,7 @@ class Registry:
         return self._builders[choose(name, self.names(), self.kind)]
 
     def summary(self, name: str) -> str:
-        """The first sentence of the builder's docstring."""
+        """The first paragraph of the builder's docstring."""
         return inspect.cleandoc(self[name].__doc__ or "").split("\n\n")[0].replace("\n", " ")
 
     def keys(self, name: str) -> list[Key]:
@@ -129,7 +130,7 @@ class Registry:
 
     @property
     def Name(self) -> Any:  # noqa: N802 - it is a type
-        """The type of a config value that names an entry; a wrong one lists the choices."""
+        """The type of a config value that names an entry; an unknown name is refused with the choices."""
         return Annotated[str, AfterValidator(lambda value: choose(value, self.names(), self.kind))]
 
 

@@ -75,7 +75,7 @@ def test_experiments_are_valid(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "place", "said"),
+    ("text", "place", "message"),
     [
         ("[DATA]\nseconds = 1\nsampl_rate = 8000\n", ":3", "did you mean 'sample_rate'"),
         ("[DATTA]\nseconds = 1\n", ":1", "did you mean 'DATA'"),
@@ -90,11 +90,11 @@ def test_experiments_are_valid(path: Path) -> None:
         ("[CERTIFY]\nalpha = 2\n", ":2", "alpha"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, text: str, place: str, said: str) -> None:
+def test_mistakes_are_named(tmp_path: Path, text: str, place: str, message: str) -> None:
     with pytest.raises(ValueError, match=r"config\.ini") as error:
         config.load(write(tmp_path, text))
     assert f"config.ini{place}: " in str(error.value)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -153,11 +153,10 @@ def test_every_key_is_described_and_its_default_is_legal(section: str, key: Key)
 
 @pytest.mark.parametrize("section", config.SECTIONS)
 def test_sections_are_frozen(section: str) -> None:
-    owner = config.SECTIONS[section]
-    value = owner()
-    name = dataclasses.fields(value)[0].name
+    settings = config.SECTIONS[section]()
+    name = dataclasses.fields(settings)[0].name
     with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(value, name, None)
+        setattr(settings, name, None)
 
 
 def test_help_lists_sections_and_components() -> None:

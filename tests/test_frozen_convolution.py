@@ -27,7 +27,7 @@ def test_same_values_and_gradients(channels: int, options: dict[str, Any], layou
     plain = nn.Conv2d(channels, 8, **options).double().requires_grad_(False)
     x = torch.randn(3, channels, 13, 17, dtype=torch.float64).contiguous(memory_format=layout)
     results = []
-    for layer in (plain, FrozenConv2d.of(plain)):
+    for layer in (plain, FrozenConv2d(plain)):
         leaf = x.clone().requires_grad_()
         y = layer(leaf)
         weight = torch.arange(y.numel(), dtype=y.dtype).view(y.shape).sin()  # a gradient in the other layout
@@ -41,7 +41,7 @@ def test_same_values_and_gradients(channels: int, options: dict[str, Any], layou
 def test_a_transposed_single_channel_is_read_right() -> None:
     plain = nn.Conv2d(1, 4, 3).requires_grad_(False)
     x = torch.randn(2, 9, 7).transpose(1, 2).unsqueeze(1)
-    torch.testing.assert_close(FrozenConv2d.of(plain)(x), plain(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(FrozenConv2d(plain)(x), plain(x), rtol=1e-5, atol=1e-6)
 
 
 def test_only_what_it_can_replace_is_replaced() -> None:
@@ -49,3 +49,11 @@ def test_only_what_it_can_replace_is_replaced() -> None:
     freeze_convolutions(network)
     assert type(network[0]) is FrozenConv2d
     assert type(network[1][0]) is nn.Conv2d
+    assert type(freeze_convolutions(network)[0].convolution) is nn.Conv2d
+
+
+def test_freezing_draws_no_random_numbers() -> None:
+    plain = nn.Conv2d(1, 2, 3)
+    before = torch.get_rng_state()
+    assert FrozenConv2d(plain).convolution is plain
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,4 +1,4 @@
-"""Inversions: what each keeps, at every representation; the same whatever the batch; better with more iterations."""
+"""Inversions: what each preserves at every representation, the same result in any batch, convergence."""
 
 from __future__ import annotations
 
@@ -94,13 +94,13 @@ def test_same_bytes_again_and_whatever_the_batch(inversion: str, x: Tensor):
     z = head(x)
     z = z + 0.1 * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
     invert = INVERSIONS[inversion]
-    whole = invert(head, z, x, rng=streams(len(x)))
-    assert torch.equal(whole, invert(head, z, x, rng=streams(len(x))))
+    batch = invert(head, z, x, rng=streams(len(x)))
+    assert torch.equal(batch, invert(head, z, x, rng=streams(len(x))))
     for i in range(len(x)):
-        one = invert(head, z[i : i + 1], x[i : i + 1], rng=RandomStreams(0, [str(i)], "inversion"))
-        assert torch.equal(one[0], whole[i])
+        single = invert(head, z[i : i + 1], x[i : i + 1], rng=RandomStreams(0, [str(i)], "inversion"))
+        assert torch.equal(single[0], batch[i])
     if inversion in ("griffin_lim", "nnls"):
-        assert not torch.equal(whole, invert(head, z, x, rng=streams(len(x), seed=1)))
+        assert not torch.equal(batch, invert(head, z, x, rng=streams(len(x), seed=1)))
 
 
 @pytest.mark.parametrize("inversion", ALL)
@@ -124,14 +124,14 @@ def test_gain_mask_turns_a_band_up_and_no_other(x: Tensor):
 
 def test_quality_on_clean_clips(x: Tensor):
     """The clean phase grows better with the number of bands, and beats a random one by far."""
-    found = {}
+    snr_db = {}
     for n_mels in (40, 64, 128):
         head = Chain([Magnitude(512, 512, 128), Mel(SR, 512, n_mels)])
         for inversion in ("clean_phase", "griffin_lim"):
             audio = INVERSIONS[inversion](head, head(x), x, rng=streams(len(x)))
-            found[inversion, n_mels] = float(snr(x, audio).mean())
-    assert 10 < found["clean_phase", 40] < found["clean_phase", 64] < found["clean_phase", 128]
-    assert found["griffin_lim", 128] < 5
+            snr_db[inversion, n_mels] = float(snr(x, audio).mean())
+    assert 10 < snr_db["clean_phase", 40] < snr_db["clean_phase", 64] < snr_db["clean_phase", 128]
+    assert snr_db["griffin_lim", 128] < 5
 
 
 def consistency(stage: Magnitude, audio: Tensor, target: Tensor) -> float:

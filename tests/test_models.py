@@ -54,7 +54,7 @@ def test_tc_resnet8_has_66k_weights_and_statistics() -> None:
     assert round((n_parameters(model) + statistics) / 1e3) == 66
 
 
-def test_cnn_layers_are_the_seeds() -> None:
+def test_cnn_layers_are_the_published_ones() -> None:
     model = MODELS["cnn"](n_classes=10, shape=(128, 321))
     linear = [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
     assert linear == [(1728, 1024), (1024, 256), (256, 10)]
@@ -95,9 +95,9 @@ def test_frozen_victim_is_the_same_function(name: str) -> None:
     torch.testing.assert_close(frozen(x), victim(x), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(frozen.frozen()(x), frozen(x), atol=1e-6, rtol=1e-5)
     norms = (nn.BatchNorm1d, nn.BatchNorm2d)
-    left = sum(isinstance(module, norms) for module in frozen.modules())
+    remaining = sum(isinstance(module, norms) for module in frozen.modules())
     # Sub-spectral norms have statistics per band, which no convolution can take in; all others are folded.
-    assert left == (12 if name == "bc_resnet" else 0)
+    assert remaining == (12 if name == "bc_resnet" else 0)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -128,7 +128,7 @@ def test_gradient_of_the_gradient_norm(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "said"),
+    ("name", "shape", "message"),
     [
         ("cnn", (40, 101), "44 x 44"),
         ("bc_resnet", (64, 101), "multiple of 5"),
@@ -140,6 +140,6 @@ def test_gradient_of_the_gradient_norm(name: str) -> None:
         ("bc_resnet", (16000,), "freq, time"),
     ],
 )
-def test_unfit_features_are_refused(name: str, shape: tuple[int, ...], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_unfit_features_are_refused(name: str, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         MODELS[name](n_classes=4, shape=shape)

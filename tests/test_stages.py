@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from src.registry import FRONTENDS
 from src.stages.level import Level
 from src.stages.log_mel import Decibel, Log
-from src.stages.magnitude import WINDOWS, FastMagnitude, Magnitude, overlap_add, stft_norm
+from src.stages.magnitude import WINDOWS, FastMagnitude, Magnitude
 from src.stages.mel import Mel
 from src.stages.mfcc import Dct
 from src.stages.normalize import ClipNormalize, DatasetNormalize, Scale
 from src.stages.pad import Pad
 from src.stages.pre_emphasis import PreEmphasis
+from src.stages.stft import overlap_add, stft_norm
 from src.victims.victim import Chain, Stage, Victim
 
 SR = 16000
@@ -293,6 +294,11 @@ def test_fast_magnitude_is_the_plain_one(x: Tensor):
         plain = Magnitude(*setup)
         fast = copy.deepcopy(plain).frozen()
         assert isinstance(fast, FastMagnitude)
+        assert fast.frozen() is fast
+        double = plain.double().frozen()
+        assert double.window is plain.window
+        assert (double.name, double.lipschitz, double.center) == (plain.name, plain.lipschitz, plain.center)
+        plain.float()
         weight = torch.randn(plain(x).shape)
         results = []
         for stage in (plain, fast):

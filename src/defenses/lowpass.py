@@ -12,11 +12,11 @@ from src.victims.victim import Stage
 
 @DEFENSES.register("lowpass")
 class Lowpass(Stage):
-    """Causal Butterworth filter of the lowest order that meets the two edges.
+    """Causal Butterworth filter of the lowest order that meets both edges.
 
     Args:
-        pass_hz: at most 3 dB are lost up to here.
-        stop_hz: at least 40 dB are lost from here on.
+        pass_hz: edge of the pass band, Hz; the loss is at most 3 dB below it.
+        stop_hz: edge of the stop band, Hz; the loss is at least 40 dB above it.
     """
 
     response: Tensor

@@ -15,7 +15,7 @@ from src.victims.victim import Stage
 
 @DEFENSES.register("mp3")
 class Mp3(Stage):
-    """Encode and decode each clip. The codec repeats bit by bit; it has no gradient.
+    """Encode and decode each clip. The codec is deterministic and has no gradient.
 
     Args:
         bit_rate: bits per second.

@@ -15,7 +15,7 @@ class NoiseAtSnr(Stage):
     """Add fresh white noise whose power is the clip's power divided by the SNR.
 
     Args:
-        snr_db: of the clip to the noise, dB.
+        snr_db: signal-to-noise ratio, dB.
     """
 
     randomized = True

@@ -1,5 +1,5 @@
 """Proportional additive Gaussian noise (PAGN; Mendes and Hogan 2020, "Defending against imperceptible audio adversarial
-examples using proportional additive Gaussian noise"): loud where the clip itself is loud and hides it."""
+examples using proportional additive Gaussian noise"): louder where the clip is louder and masks it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantisation of the waveform to fewer levels (Yang et al. 2019; QT of the speaker-recognition study)."""
+"""Quantization of the waveform to fewer levels (Yang et al. 2019; QT of the speaker-recognition study)."""
 
 from __future__ import annotations
 

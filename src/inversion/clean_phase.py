@@ -13,7 +13,7 @@ from src.victims.victim import Chain
 
 @INVERSIONS.register("clean_phase")
 def clean_phase(head: Chain, z: Tensor, x: Tensor, *, rng: RandomStreams, nnls_steps: Count = 30) -> Tensor:
-    """Magnitudes by non-negative least squares, phase of the clean signal; the gain mask at magnitudes.
+    """Magnitudes by non-negative least squares, phase of the clean signal; at magnitudes the same as gain_mask.
 
     Args:
         nnls_steps: gradient steps of the non-negative least squares.

@@ -1,4 +1,5 @@
-"""A time-varying gain on the clean STFT: phase and fine structure stay, an unchanged representation returns x."""
+"""A time-varying gain on the clean STFT: it keeps phase and fine structure, and gives x for an unchanged
+representation."""
 
 from __future__ import annotations
 
@@ -12,5 +13,5 @@ from src.victims.victim import Chain
 
 @INVERSIONS.register("gain_mask")
 def gain_mask(head: Chain, z: Tensor, x: Tensor, *, rng: RandomStreams) -> Tensor:
-    """Gains on the clean STFT that move the mel values to the wanted ones; keeps the clean phase and fine structure."""
+    """Gains on the clean STFT that move its mel values to the target; keeps the clean phase and fine structure."""
     return invert(head, z, x, rng)

@@ -58,7 +58,7 @@ def retrieve_phase(
     for _ in range(iterations):
         rebuilt = stage.analyze(stage.synthesize(spectrum, n_samples, overlap))
         torch.sub(rebuilt, previous, alpha=momentum / (1 + momentum), out=spectrum)
-        # Not abs(): its guard against overflow costs as much as an FFT.
+        # abs() guards against overflow, which costs as much as an FFT.
         energy = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
         spectrum *= y * energy.clamp_min_(1e-30).rsqrt_()
         previous = rebuilt

@@ -28,7 +28,7 @@ def nnls(
     momentum: Fraction = 0.99,
     nnls_steps: Count = 30,
 ) -> Tensor:
-    """Magnitudes by non-negative least squares, phase by fast Griffin-Lim; the same as griffin_lim at magnitudes.
+    """Magnitudes by non-negative least squares, phase by fast Griffin-Lim; at magnitudes the same as griffin_lim.
 
     Args:
         iterations: of Griffin-Lim.
@@ -46,7 +46,7 @@ def nnls(
 
 
 def magnitudes(stage: FilterBank, steps: int) -> Callable[[Tensor], Tensor]:
-    """Non-negative magnitudes [batch, freq, frames] whose mel values are nearest to given ones (same shape)."""
+    """Map from mel values [batch, bands, frames] to the non-negative magnitudes [batch, freq, frames] that fit best."""
     solve = solver(stage.filters, steps)
     return lambda y: solve(y.clamp_min(0)) ** (1 / stage.power)
 
@@ -54,25 +54,25 @@ def magnitudes(stage: FilterBank, steps: int) -> Callable[[Tensor], Tensor]:
 def solver(a: Tensor, steps: int) -> Callable[[Tensor], Tensor]:
     """b [batch, rows, n] -> argmin over s >= 0 of |a s - b|^2, [batch, columns, n]. a: [rows, columns], non-negative.
 
-    It starts from the clipped pseudo-inverse. Rows of `a` are brought to unit norm, which leaves an attainable b its
-    solutions and makes the error relative to each band: that is what a log-mel spectrogram hears."""
+    It starts from the clipped pseudo-inverse. Rows of `a` are scaled to unit norm: an attainable b keeps its solutions,
+    and the error is weighted relative to each band, as in a log-mel spectrogram."""
     size = a.norm(dim=1, keepdim=True).clamp_min(1e-20)
     a = a / size
-    start, down = torch.linalg.pinv(a), a.T / torch.linalg.matrix_norm(a, 2) ** 2
+    inverse, scaled_transpose = torch.linalg.pinv(a), a.T / torch.linalg.matrix_norm(a, 2) ** 2
 
     def solve(b: Tensor) -> Tensor:
         b = b / size
-        s = ahead = (start @ b).clamp_min(0)
+        s = extrapolated = (inverse @ b).clamp_min(0)
         t = torch.ones(len(b), 1, 1, dtype=b.dtype, device=b.device)
         for _ in range(steps):
-            following = torch.sub(ahead, down @ (a @ ahead - b)).clamp_min_(0)
-            move = following - s
-            # Momentum that points uphill starts afresh, clip by clip.
-            uphill = ((ahead - following) * move).sum((1, 2), keepdim=True) > 0
+            s_next = torch.sub(extrapolated, scaled_transpose @ (a @ extrapolated - b)).clamp_min_(0)
+            move = s_next - s
+            # Restart the momentum of each clip where it points uphill.
+            uphill = ((extrapolated - s_next) * move).sum((1, 2), keepdim=True) > 0
             t = torch.where(uphill, torch.ones_like(t), t)
             t_next = (1 + (1 + 4 * t * t).sqrt()) / 2
-            ahead = following + (t - 1) / t_next * move
-            s, t = following, t_next
+            extrapolated = s_next + (t - 1) / t_next * move
+            s, t = s_next, t_next
         return s
 
     return solve

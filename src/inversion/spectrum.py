@@ -1,5 +1,5 @@
-"""The way back through a head: each stage is undone by its own `inverse`, except that an inversion may bring its own
-step from mel values to magnitudes and from magnitudes to a signal."""
+"""Inversion of a chain of stages: each stage is undone by its own `inverse`, except that an inversion may replace the
+steps from mel values to magnitudes and from magnitudes to a signal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from src.victims.victim import Chain
 
 @runtime_checkable
 class FilterBank(Protocol):
-    """What the mel stage offers: filters [bands, freq] on magnitude ** power."""
+    """The interface of the mel stage: filters [bands, freq] on magnitude ** power."""
 
     filters: Tensor
     power: float
@@ -25,7 +25,7 @@ class FilterBank(Protocol):
 
 @runtime_checkable
 class Transform(Protocol):
-    """What the magnitude stage offers: the complex STFT, frames first, and its least-squares inverse."""
+    """The interface of the magnitude stage: the complex STFT, frames first, and its least-squares inverse."""
 
     def analyze(self, x: Tensor) -> Tensor: ...
 
@@ -41,6 +41,7 @@ ToMagnitude = Callable[[FilterBank], Callable[[Tensor], Tensor]]
 ToSignal = Callable[[Transform, Tensor, int, RandomStreams], Tensor]
 """Magnitudes [batch, freq, frames], samples, random streams -> [batch, samples]."""
 Undo = Callable[[Tensor, Tensor, RandomStreams], Tensor]
+"""Output of a stage, the clean input of that stage, random streams -> an input."""
 
 
 @torch.no_grad()
@@ -54,16 +55,16 @@ def invert(
 ) -> Tensor:
     """Audio [batch, time] for the representation z of `head`, near the clean waveform x [batch, time].
 
-    On a CPU one clip at a time: its spectra stay in the cache, and its result cannot depend on the batch.
+    A CPU inverts one clip at a time: its spectra fit the cache, and the result cannot depend on the batch.
     """
-    undo = [_undo(stage, to_magnitude, to_signal) for stage in head.stages]
+    inverses = [_undo(stage, to_magnitude, to_signal) for stage in head.stages]
 
     def back(z: Tensor, x: Tensor, streams: RandomStreams) -> Tensor:
         inputs = [x]
         for stage in list(head.stages)[:-1]:
             inputs.append(stage(inputs[-1]))
-        for step, before in zip(reversed(undo), reversed(inputs), strict=False):
-            z = step(z, before, streams)
+        for undo, clean in zip(reversed(inverses), reversed(inputs), strict=False):
+            z = undo(z, clean, streams)
         return z
 
     if x.device.type != "cpu":
@@ -75,7 +76,7 @@ def invert(
 def _undo(stage: torch.nn.Module, to_magnitude: ToMagnitude | None, to_signal: ToSignal | None) -> Undo:
     if to_magnitude and isinstance(stage, FilterBank):
         solve = to_magnitude(stage)
-        return lambda z, before, streams: solve(z)
+        return lambda z, clean, streams: solve(z)
     if to_signal and isinstance(stage, Transform):
-        return lambda z, before, streams: to_signal(stage, z, before.shape[-1], streams)
-    return lambda z, before, streams: stage.inverse(z, before)  # type: ignore[operator]
+        return lambda z, clean, streams: to_signal(stage, z, clean.shape[-1], streams)
+    return lambda z, clean, streams: stage.inverse(z, clean)  # type: ignore[operator]

@@ -12,11 +12,11 @@ from src.registry import MODELS, Fraction
 
 BANDS = 5
 STAGES = ((2, 1.0, 1), (2, 1.5, 2), (4, 2.0, 2), (4, 2.5, 1))
-"""Blocks, channels in units of 8 * width and first frequency stride of each stage; stage i has dilation 2^i."""
+"""Number of blocks, channels in units of 8 * width and frequency stride of each stage; stage i has dilation 2^i."""
 
 
 class SubSpectralNorm(nn.Module):
-    """Batch norm with statistics of its own for each of five bands of frequencies (Chang et al. 2021)."""
+    """Batch norm with separate statistics for each of five frequency bands (Chang et al. 2021)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -50,6 +50,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """[batch, n_in, freq, time] -> [batch, n_out, freq / stride, time]."""
         auxiliary = self.norm(self.frequency(self.enter(x)))
         out = auxiliary + self.temporal(auxiliary.mean(2, keepdim=True))
         return F.relu(out if self.transition else out + x)

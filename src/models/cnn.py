@@ -10,7 +10,7 @@ from src.registry import MODELS
 
 @MODELS.register("cnn")
 class Cnn(nn.Module):
-    """The seed's keyword network: conv 6@9x9, pool 4, conv 16@6x6, pool 4, dense 1024-256-classes.
+    """Keyword network of Pintor's study: conv 6@9x9, pool 4, conv 16@6x6, pool 4, dense 1024-256-classes.
 
     On its published input, 128 x 321, and 10 classes it has 2.04 M parameters; the first dense layer follows the shape.
     """

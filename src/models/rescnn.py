@@ -32,6 +32,7 @@ class Block(nn.Module):
         self.clip = Clip()
 
     def forward(self, x: Tensor) -> Tensor:
+        """[batch, channels, freq, time] -> the same shape."""
         return self.clip(self.path(x) + x)
 
 

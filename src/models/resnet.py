@@ -1,5 +1,5 @@
-"""A small two-dimensional ResNet (He et al. 2016) for spectrograms: the default model. On few clips and few cores it
-learned more per second than the published keyword spotters."""
+"""A small two-dimensional ResNet (He et al. 2016) for spectrograms: the default model. With few clips and few cores it
+was more accurate after the same training time than the published keyword spotters."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from src.registry import MODELS, Count, Fraction, Listed
 
 
 def normed(n_in: int, n_out: int, kernel: int, stride: int) -> nn.Sequential:
-    """A convolution that keeps the size but for the stride, and its batch norm."""
+    """A convolution, padded to keep the size up to the stride, and its batch norm."""
     convolution = nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(n_out))
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions around a shortcut, half the size."""
+    """Two 3 x 3 convolutions with a 1 x 1 shortcut; the first halves the size."""
 
     def __init__(self, n_in: int, n_out: int):
         super().__init__()
@@ -26,6 +26,7 @@ class Block(nn.Module):
         self.shortcut = normed(n_in, n_out, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[batch, n_in, freq, time] -> [batch, n_out, freq / 2, time / 2]."""
         return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
 
 
@@ -56,7 +57,7 @@ class ResNet(nn.Module):
                 f"this front end gives {' x '.join(map(str, shape))}"
             )
         self.stem = normed(1, widths[0], 5, 2)
-        self.blocks = nn.Sequential(*(Block(a, b) for a, b in itertools.pairwise(widths)))
+        self.blocks = nn.Sequential(*(Block(n_in, n_out) for n_in, n_out in itertools.pairwise(widths)))
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(widths[-1], n_classes)
 

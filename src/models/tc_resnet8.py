@@ -26,12 +26,13 @@ class Block(nn.Module):
         self.shortcut = nn.Sequential(nn.Conv1d(n_in, n_out, 1, 2, bias=False), nn.BatchNorm1d(n_out), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
+        """[batch, n_in, time] -> [batch, n_out, time / 2]."""
         return F.relu(self.path(x) + self.shortcut(x))
 
 
 @MODELS.register("tc_resnet8")
 class TcResNet8(nn.Module):
-    """Temporal convolutions over cepstral coefficients taken as channels; fast on CPU.
+    """Temporal convolutions whose channels are the cepstral coefficients; fast on CPU.
 
     66 k parameters with 40 coefficients and 12 classes.
 

@@ -102,7 +102,7 @@ def linear_mel(
     rms: NonNegative = 0.0,
     normalize: str = "none",
 ) -> list[Stage]:
-    """Power mel spectrogram without logarithm, of the zero-padded clip: the input of the keyword CNN of Pintor's study.
+    """Power mel spectrogram of the zero-padded clip, without logarithm: the input of the keyword CNN of Pintor's study.
 
     Args:
         pad_seconds: clips are padded with zeros to this length; 0 does not pad.
@@ -110,7 +110,7 @@ def linear_mel(
         hop_length: samples between frames.
         n_mels: number of mel bands.
         divisor: the features are divided by it.
-        rms: clips are brought to this level first; 0 leaves them as loud as they are.
+        rms: clips are scaled to this root mean square first; 0 leaves their level unchanged.
         normalize: none as published, or dataset, dataset_band, clip_mean, band_mean, clip, band or frame.
     """
     stages: list[Stage] = [Level(rms)] if rms else []
@@ -163,7 +163,7 @@ def filterbank(
     hop_length: Count = 160,
     n_mels: Count = 64,
 ) -> list[Stage]:
-    """Deep Speaker's features: power filter bank without logarithm, each frame normalised.
+    """Deep Speaker's features: power filter bank without logarithm, each frame normalized.
 
     Args:
         pre_emphasis: coefficient of the high-pass before the transform; 0 leaves it out.

@@ -1,4 +1,5 @@
-"""Level normalisation of the waveform: every clip to the same RMS, inside the model, so that no budget is inflated."""
+"""Level normalization of the waveform inside the model: every clip is scaled to the same RMS, and a perturbation budget
+still refers to the recorded level."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ class Level(Stage):
     """Scale each clip to a root mean square of `rms`; digital silence stays silent.
 
     Args:
-        rms: of the output.
+        rms: root mean square of the output.
     """
 
     def __init__(self, rms: float):
@@ -19,6 +20,7 @@ class Level(Stage):
         self.rms = rms
 
     def gain(self, x: Tensor) -> Tensor:
+        """The factor of each clip: [batch, time] -> [batch, 1]."""
         return self.rms / (x.square().mean(-1, keepdim=True) + 1e-8).sqrt()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -26,5 +28,5 @@ class Level(Stage):
         return x * self.gain(x)
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
-        """Undo the gain that x got."""
+        """Divide y by the gain of x."""
         return y / self.gain(x)

@@ -14,7 +14,7 @@ class Log(Stage):
     """log(x + offset); its slope is at most 1 / offset.
 
     Args:
-        offset: added before the logarithm, above 0.
+        offset: added before the logarithm; positive.
     """
 
     def __init__(self, offset: float = 1e-6, name: str = "log_mel"):
@@ -24,7 +24,8 @@ class Log(Stage):
         self.lipschitz = 1 / offset
 
     def forward(self, x: Tensor) -> Tensor:
-        # Noise or an attack at the mel values may make them negative; the logarithm of what is left is finite.
+        """[batch, n_mels, frames] -> the same shape."""
+        # Noise or an attack may make mel values negative; they count as 0, so that the logarithm is finite.
         return (x.clamp_min(0) + self.offset).log()
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
@@ -32,12 +33,12 @@ class Log(Stage):
 
 
 class Decibel(Stage):
-    """10 log10(max(x, floor)), of a power spectrogram, as librosa.power_to_db.
+    """10 log10(max(x, floor)) of a power spectrogram, as librosa.power_to_db.
 
     Args:
         floor: smallest power.
-        relative: refer to the clip's maximum instead of 1.
-        top_db: dynamic range kept below the maximum; 0 keeps all.
+        relative: 0 dB is the clip's maximum instead of a power of 1.
+        top_db: dynamic range below the maximum, dB; lower values are raised to its end. 0 does not limit it.
     """
 
     def __init__(self, floor: float = 1e-10, relative: bool = False, top_db: float = 80.0, name: str = "log_mel"):
@@ -48,6 +49,7 @@ class Decibel(Stage):
             self.bounds = (-top_db if top_db else -math.inf, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[batch, n_mels, frames] -> the same shape, dB."""
         level = 10 * x.clamp_min(self.floor).log10()
         peak = level.amax((-2, -1), keepdim=True)
         if self.relative:
@@ -56,7 +58,7 @@ class Decibel(Stage):
         return level.maximum(peak - self.top_db) if self.top_db else level
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
-        """Powers at y; one that the floor or the dynamic range hides stays as low as it is in x."""
+        """Powers whose decibels are y; where y is at the floor or the end of the range, at most the power of x."""
         peak = x.amax((-2, -1), keepdim=True).clamp_min(self.floor)
         reference = peak if self.relative else torch.ones_like(peak)
         power = reference * 10 ** (y / 10)

@@ -1,7 +1,7 @@
-"""Short-time Fourier magnitude, and the complex transform and its inverse that the inversions need
+"""Magnitude of the short-time Fourier transform, with the complex transform and its inverse for the inversions
 (`synthesize` is the least-squares inverse of Griffin and Lim, 1984).
 
-Conventions are librosa's: a periodic window, frames centred on multiples of the hop, zeros beyond the ends, no scaling.
+Conventions are librosa's: periodic window, frames centered on multiples of the hop, zeros beyond the ends, no scaling.
 `center=False` is the framing of python_speech_features: frame t starts at t * hop, the last one padded with zeros."""
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.stages.mel import Mel
+from src.stages.stft import overlap_add, stft_norm
 from src.victims.victim import Stage
 
 WINDOWS: dict[str, Callable[..., Tensor]] = {
@@ -23,8 +24,8 @@ WINDOWS: dict[str, Callable[..., Tensor]] = {
     "rectangular": lambda n, **_: torch.ones(n),
 }
 
-PIECE = 400_000
-"""Samples of all frames together that are transformed at once on a CPU."""
+SAMPLES_PER_PIECE = 400_000
+"""Samples that are transformed at once on a CPU, counted over all frames."""
 
 
 class Magnitude(Stage):
@@ -35,7 +36,7 @@ class Magnitude(Stage):
         win_length: samples per frame.
         hop_length: samples between frames.
         window: hann, hamming or rectangular.
-        center: frames centred on multiples of the hop (librosa) or starting there.
+        center: frames are centered on multiples of the hop (librosa) instead of starting there.
     """
 
     bounds = (0.0, math.inf)
@@ -60,6 +61,7 @@ class Magnitude(Stage):
         self.lipschitz = stft_norm(self.window.double(), n_fft, hop_length)
 
     def n_frames(self, n_samples: int) -> int:
+        """Number of frames of a signal of `n_samples` samples."""
         if self.center:
             return 1 + n_samples // self.hop_length
         return 1 + max(0, math.ceil((n_samples - self.win_length) / self.hop_length))
@@ -79,10 +81,10 @@ class Magnitude(Stage):
         return torch.fft.rfft(self.frames(x) * self.window, n=self.n_fft)
 
     def pieces(self, x: Tensor) -> Sequence[Tensor]:
-        """The batch in pieces whose frames stay in a CPU's cache, twice as fast as all at once; whole on a GPU."""
+        """The batch in pieces whose frames fit a CPU's cache, twice as fast as all at once; one piece on a GPU."""
         if x.device.type != "cpu":
             return (x,)
-        return torch.split(x, max(1, PIECE // (self.n_frames(x.shape[-1]) * self.n_fft)))
+        return torch.split(x, max(1, SAMPLES_PER_PIECE // (self.n_frames(x.shape[-1]) * self.n_fft)))
 
     def overlap(self, n_frames: int) -> Tensor:
         """Sum of the squared windows over each sample of the padded signal, [1, padded time]."""
@@ -90,7 +92,11 @@ class Magnitude(Stage):
         return overlap_add(squares, self.hop_length).clamp_min(1e-8)
 
     def synthesize(self, spectrum: Tensor, n_samples: int, overlap: Tensor | None = None) -> Tensor:
-        """Least-squares inverse of `analyze`: [batch, frames, freq] -> [batch, n_samples]. A loop passes `overlap`."""
+        """Least-squares inverse of `analyze`: [batch, frames, freq] -> [batch, n_samples].
+
+        Args:
+            overlap: of the same number of frames; a loop computes it once.
+        """
         frames = torch.fft.irfft(spectrum, n=self.n_fft)[..., : self.win_length] * self.window
         signal = overlap_add(frames, self.hop_length)
         signal = signal / (self.overlap(spectrum.shape[1]) if overlap is None else overlap)
@@ -113,7 +119,7 @@ class Magnitude(Stage):
         return self.frames(valid.to(torch.uint8)).amax(-1).bool()[:, None]
 
     def frozen(self) -> Stage:
-        return FastMagnitude.of(self)
+        return FastMagnitude(self)
 
     def fused(self, following: Stage) -> Stage | None:
         return PowerMel(self, following) if isinstance(following, Mel) and following.power == 2 else None
@@ -121,15 +127,19 @@ class Magnitude(Stage):
 
 class FastMagnitude(Magnitude):
     """The same values with a hand-written backward: one inverse real FFT and an overlap-add instead of autograd's full
-    complex FFT and scatter."""
+    complex FFT and scatter.
 
-    @classmethod
-    def of(cls, stage: Magnitude) -> FastMagnitude:
-        fast = object.__new__(cls)
-        fast.__dict__.update(stage.__dict__)
-        return fast
+    Args:
+        stage: the stage to replace; its window is shared, with dtype and device.
+    """
+
+    def __init__(self, stage: Magnitude):
+        super().__init__(stage.n_fft, stage.win_length, stage.hop_length, center=stage.center, name=stage.name)
+        self.window = stage.window
+        self.lipschitz = stage.lipschitz
 
     def forward(self, x: Tensor) -> Tensor:
+        """[batch, time] -> [batch, n_fft // 2 + 1, frames]."""
         return _FastMagnitude.apply(x, self)  # type: ignore[no-untyped-call]
 
     def frozen(self) -> Stage:
@@ -137,9 +147,9 @@ class FastMagnitude(Magnitude):
 
 
 class PowerMel(Stage):
-    """Magnitude and power mel in one step: no square root on the way, and the backward of both is one matrix product,
-    one inverse real FFT and an overlap-add. It has no second derivative: where x needs a gradient, only the frozen
-    magnitude is fused."""
+    """Magnitude and power mel in one step, without a square root; the backward of both is one matrix product, one
+    inverse real FFT and an overlap-add. It has no second derivative: where x needs a gradient, only a frozen magnitude
+    is fused."""
 
     def __init__(self, magnitude: Magnitude, mel: Mel):
         super().__init__(mel.name)
@@ -158,11 +168,11 @@ class _PowerMel(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, stage: Magnitude, filters: Tensor) -> Tensor:
         saved = []
         out = x.new_empty(len(x), len(filters), stage.n_frames(x.shape[-1]))
-        for piece, into in zip(pieces := stage.pieces(x), torch.split(out, len(pieces[0])), strict=True):
+        for piece, mel in zip(pieces := stage.pieces(x), torch.split(out, len(pieces[0])), strict=True):
             spectrum = stage.analyze(piece)
             parts = torch.view_as_real(spectrum)
             power = parts[..., 0].square().addcmul_(parts[..., 1], parts[..., 1])
-            torch.matmul(filters, power.transpose(1, 2), out=into)
+            torch.matmul(filters, power.transpose(1, 2), out=mel)
             if ctx.needs_input_grad[0]:
                 saved.append(spectrum)
         ctx.stage, ctx.n_samples = stage, x.shape[-1]
@@ -175,9 +185,9 @@ class _PowerMel(torch.autograd.Function):
         filters, *saved = ctx.saved_tensors
         filters = filters * adjoint_scale(ctx.stage.n_fft, filters).mul_(2)  # d|X|^2/dX = 2 X
         out = grad.new_empty(len(grad), ctx.n_samples)
-        steps = len(saved[0])
-        for spectrum, piece, into in zip(saved, torch.split(grad, steps), torch.split(out, steps), strict=True):
-            into.copy_(adjoint((piece.transpose(1, 2) @ filters) * spectrum, ctx.stage, ctx.n_samples))
+        size = len(saved[0])
+        for spectrum, grad_mel, grad_x in zip(saved, torch.split(grad, size), torch.split(out, size), strict=True):
+            grad_x.copy_(adjoint((grad_mel.transpose(1, 2) @ filters) * spectrum, ctx.stage, ctx.n_samples))
         return out, None, None
 
 
@@ -202,49 +212,20 @@ class _FastMagnitude(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         saved = ctx.saved_tensors
         pieces = zip(saved, torch.split(grad, len(saved[0])), strict=True)
-        out = [adjoint(piece.transpose(1, 2) * unit, ctx.stage, ctx.n_samples) for unit, piece in pieces]
+        out = [adjoint(piece.transpose(1, 2) * phase, ctx.stage, ctx.n_samples) for phase, piece in pieces]
         return torch.cat(out), None
 
 
 def adjoint_scale(n_fft: int, like: Tensor) -> Tensor:
-    """What each bin of a cotangent is multiplied by before the inverse real FFT, [freq]: the FFT divides by n and
-    counts the inner bins twice."""
+    """The factor of each bin of a cotangent before the inverse real FFT, [freq]: that FFT divides by n and counts the
+    inner bins twice."""
     scale = like.new_full((n_fft // 2 + 1,), float(n_fft))
     scale[1 : (n_fft + 1) // 2] *= 0.5
     return scale
 
 
 def adjoint(cotangent: Tensor, stage: Magnitude, n_samples: int) -> Tensor:
-    """The transpose of x -> STFT(x), [batch, frames, freq] -> [batch, time], of what `adjoint_scale` has scaled."""
+    """The transpose of x -> STFT(x) for a cotangent times `adjoint_scale`: [batch, frames, freq] -> [batch, time]."""
     frames = torch.fft.irfft(cotangent, n=stage.n_fft)[..., : stage.win_length] * stage.window
     left, _ = stage.padding(n_samples)
     return overlap_add(frames, stage.hop_length)[:, left : left + n_samples]
-
-
-def stft_norm(window: Tensor, n_fft: int, hop: int) -> float:
-    """Upper bound of the spectral norm of x -> one-sided STFT(x), tight to about a percent for the usual windows.
-
-    The two-sided energy is n_fft * sum_t |w_t x|^2 (Parseval), and one side is half of it plus half of what the DC and
-    Nyquist bins hold, which their Gram matrix <w_s m, w_t m'> bounds (largest row sum of absolute values)."""
-    length = len(window)
-    pieces = F.pad(window.square(), (0, -length % hop)).view(-1, hop)
-    energy = n_fft * float(pieces.sum(0).max())
-    edge = 0.0
-    alternating = window * (1 - 2 * (torch.arange(length) % 2))
-    for shift in range(0, length, hop):
-        both = 1 if shift == 0 else 2  # earlier and later frames
-        same = float((window[shift:] * window[: length - shift]).sum())
-        cross = float((window[shift:] * alternating[: length - shift]).sum().abs()) if n_fft % 2 == 0 else 0.0
-        edge += both * (same + cross)
-    return math.sqrt((energy + min(edge, energy)) / 2)
-
-
-def overlap_add(frames: Tensor, hop: int) -> Tensor:
-    """[batch, n, length] -> [batch, (n - 1) * hop + length], one strided addition per hop-sized piece of a frame."""
-    batch, n, length = frames.shape
-    pieces = -(-length // hop)
-    frames = F.pad(frames, (0, pieces * hop - length))
-    out = frames.new_zeros(batch, n + pieces - 1, hop)
-    for piece in range(pieces):
-        out[:, piece : piece + n] += frames[..., piece * hop : (piece + 1) * hop]
-    return out.flatten(1)[:, : (n - 1) * hop + length]

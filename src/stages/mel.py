@@ -1,4 +1,4 @@
-"""Mel filter bank on a magnitude spectrogram. Filters are librosa's, Slaney or HTK scale."""
+"""Mel filter bank on a magnitude spectrogram, with librosa's filters on the Slaney or the HTK scale."""
 
 from __future__ import annotations
 

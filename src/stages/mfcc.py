@@ -32,5 +32,5 @@ class Dct(Stage):
         return self.basis @ x
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
-        """Exact on the kept coefficients; the part of x that the DCT dropped stays."""
+        """Exact on the coefficients that are kept; the part of x that the DCT drops is that of x."""
         return x + self.basis.T @ (y - self(x))

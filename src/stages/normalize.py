@@ -1,4 +1,4 @@
-"""Normalisation of features: by fixed numbers, by the training set, or by the clip itself."""
+"""Normalization of features: by a constant, by statistics of the training set, or by those of the clip itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ AXES = {"clip": (-2, -1), "band": (-1,), "frame": (-2,)}
 
 
 class Scale(Stage):
-    """Divide by a constant."""
+    """Division by a constant.
+
+    Args:
+        divisor: positive.
+        bounds: of the input.
+    """
 
     def __init__(self, divisor: float, bounds: tuple[float, float], name: str = "scale"):
         super().__init__(name)
@@ -20,6 +25,7 @@ class Scale(Stage):
         self.lipschitz = 1 / divisor
 
     def forward(self, x: Tensor) -> Tensor:
+        """[batch, ...] -> the same shape."""
         return x / self.divisor
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
@@ -54,6 +60,7 @@ class DatasetNormalize(Stage):
         self.std.copy_(bands.std(1, keepdim=True).clamp_min(1e-6))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[batch, bands, frames] -> the same shape."""
         return (x - self.mean) / self.std
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
@@ -61,7 +68,7 @@ class DatasetNormalize(Stage):
 
 
 class ClipNormalize(Stage):
-    """Subtract the clip's own mean and, if asked, divide by its own standard deviation.
+    """Subtract the clip's own mean and, with `scale`, divide by its own standard deviation.
 
     Args:
         axis: clip (one pair), band (one per row, cepstral mean normalisation) or frame (one per column).
@@ -77,12 +84,14 @@ class ClipNormalize(Stage):
         self.lipschitz = None if scale else 1.0
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, standard deviation) over the axis, with its dimensions kept; 1 for the deviation without `scale`."""
         mean = x.mean(self.dims, keepdim=True)
         if not self.scale:
             return mean, torch.ones_like(mean)
         return mean, ((x - mean).square().mean(self.dims, keepdim=True) + 1e-12).sqrt()
 
     def forward(self, x: Tensor) -> Tensor:
+        """[batch, bands, frames] -> the same shape."""
         mean, std = self.statistics(x)
         return (x - mean) / std
 

@@ -1,4 +1,4 @@
-"""Zero-padding at the end, for a classifier that expects longer input than the clips."""
+"""Zero padding at the end, for a classifier whose input is longer than the clips."""
 
 from __future__ import annotations
 

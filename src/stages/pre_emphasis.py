@@ -1,4 +1,4 @@
-"""Pre-emphasis: y[t] = x[t] - c x[t-1], the first sample as it is."""
+"""Pre-emphasis of the waveform: y[t] = x[t] - c x[t-1], with x[-1] = 0."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from src.victims.victim import Stage
 
 
 class PreEmphasis(Stage):
-    """First-order high-pass on the waveform.
+    """First-order high-pass.
 
     Args:
         coefficient: of the previous sample, in [0, 1).

@@ -1,5 +1,5 @@
-"""Adaptive attacks by composition: BPDA for stages without a gradient, EOT for randomised ones (Athalye et al. 2018),
-so that no defense looks robust because its gradient is missing or its noise is fresh."""
+"""Adaptive attacks by composition: BPDA for stages without a gradient, EOT for randomized ones (Athalye et al. 2018),
+so that no defense looks robust because its gradient is missing or random."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from src.victims.victim import Chain, Stage
 
 
 class _Replace(torch.autograd.Function):
-    """Forward: the first argument. Backward: everything to the second."""
+    """Forward returns the first argument, backward passes the whole gradient to the second."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, differentiable: Tensor) -> Tensor:
@@ -29,8 +29,7 @@ class Bpda(Stage):
     """Backward pass differentiable approximation: forward is the stage, backward that of its `substitute`.
 
     Args:
-        stage: what has no useful gradient; a method `substitute(x)` gives a smooth map of the same output shape,
-            without one the backward is the identity.
+        stage: one that has no useful gradient.
     """
 
     def __init__(self, stage: Stage):
@@ -42,15 +41,14 @@ class Bpda(Stage):
         return self._with_gradient(x, self.stage)
 
     def draw(self, x: Tensor, rng: RandomStreams) -> Tensor:
-        return self._with_gradient(x, lambda x: draw(self.stage, x, rng))
+        return self._with_gradient(x, lambda x: self.stage.draw(x, rng))
 
     def _with_gradient(self, x: Tensor, exact: Any) -> Tensor:
         with torch.no_grad():
             value = exact(x.detach())
         if not (torch.is_grad_enabled() and x.requires_grad):
             return value
-        substitute = getattr(self.stage, "substitute", None)
-        smooth = substitute(x) if substitute else x
+        smooth = self.stage.substitute(x)
         if smooth.shape != value.shape:
             raise ValueError(
                 f"the stage '{self.name}' needs a substitute of its own: its output has another shape than its input"
@@ -64,22 +62,15 @@ class Bpda(Stage):
         return self.stage.mask(valid)
 
 
-def draw(stage: Stage, x: Tensor, rng: RandomStreams) -> Tensor:
-    """One draw of a randomised stage from the examples' own streams where it has a method `draw(x, rng)`, else
-    from torch's global state."""
-    method = getattr(stage, "draw", None)
-    return method(x, rng) if method else stage(x)
-
-
 def once(chain: Chain, x: Tensor, rng: RandomStreams) -> Tensor:
-    """The chain at x with one draw of its randomised stages."""
+    """The output of the chain at x, with one draw of its randomized stages."""
     for step in chain.steps:
-        x = draw(step, x, rng) if step.randomized else step(x)
+        x = step.draw(x, rng)
     return x if chain.classifier is None else chain.classifier(x)
 
 
 class Eot(nn.Module):
-    """Expectation over transformation: the log of the mean probability over draws, so that what an attack climbs is the
+    """Expectation over transformation: the log of the mean probability over draws, so that an attack's objective is the
     classifier averaged over its own randomness.
 
     Args:
@@ -98,7 +89,7 @@ class Eot(nn.Module):
         return torch.stack(logs).logsumexp(0) - math.log(self.draws)
 
     def select(self, index: Tensor) -> Eot:
-        """The same for the examples at `index`; their streams go on where they stand."""
+        """The same for the examples at `index`; their streams continue where they are."""
         part = Eot(self.chain, self.draws, self.rng.select(index))
         return part.train(self.training)
 
@@ -108,15 +99,15 @@ def is_randomized(chain: Chain) -> bool:
 
 
 def adaptive(chain: Chain, *, rng: RandomStreams | None = None, draws: int = 10) -> Chain | Eot:
-    """What an attacker who knows the defense attacks: BPDA on every stage that is not differentiable, EOT when any is
-    randomised. A chain that needs neither comes back as it is.
+    """The model under attack by someone who knows the defense: BPDA on every stage that is not differentiable, EOT when
+    any is randomized. A chain that needs neither is returned itself.
 
     Args:
         rng: streams of the examples, needed by EOT.
         draws: of EOT, per call.
 
     Raises:
-        ValueError: a randomised stage and no rng.
+        ValueError: a randomized stage and no rng.
     """
     if any(not stage.differentiable for stage in chain.stages):
         stages: list[Stage] = [stage if stage.differentiable else Bpda(stage) for stage in chain.stages]  # type: ignore[arg-type, misc]
@@ -124,5 +115,5 @@ def adaptive(chain: Chain, *, rng: RandomStreams | None = None, draws: int = 10)
     if not is_randomized(chain):
         return chain
     if rng is None:
-        raise ValueError("a randomised stage is attacked through EOT, which needs random streams")
+        raise ValueError("a randomized stage is attacked through EOT, which needs random streams")
     return Eot(chain, draws, rng).train(chain.training)

@@ -1,7 +1,8 @@
-"""Convolutions of a frozen classifier: channels_last whatever comes in, with the gradient of the input only.
+"""Convolutions of a frozen classifier: channels_last whatever the layout of the input, and a backward for the input
+only.
 
-torch picks the layout of a gradient by that of whatever met it; where two layouts meet, every elementwise step in
-between takes 20 to 40 times as long on a CPU. And oneDNN's backward of a convolution with a single input channel takes
+torch gives a gradient the layout of the tensors it is computed from; where two layouts are mixed, every elementwise
+step takes 20 to 40 times as long on a CPU. And oneDNN's backward of a convolution with a single input channel takes
 seven times as long as its forward, while a matrix product and a fold do the same."""
 
 from __future__ import annotations
@@ -15,24 +16,26 @@ from torch.nn import functional as F
 CL = torch.channels_last
 
 
-class FrozenConv2d(nn.Conv2d):
-    """The same values and input gradients as the convolution it is made `of`."""
+class FrozenConv2d(nn.Module):
+    """The same values and input gradients as the convolution it holds; no gradients of its weights.
 
-    @classmethod
-    def of(cls, convolution: nn.Conv2d) -> FrozenConv2d:
-        fast = object.__new__(cls)
-        fast.__dict__.update(convolution.__dict__)
-        return fast
+    Args:
+        convolution: dense or grouped, padded with zeros.
+    """
+
+    def __init__(self, convolution: nn.Conv2d):
+        super().__init__()
+        self.convolution = convolution
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, channels, height, width] -> [batch, channels, height, width]."""
-        return _Convolution.apply(x, self)  # type: ignore[no-untyped-call]
+        return _Convolution.apply(x, self.convolution)  # type: ignore[no-untyped-call]
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: nn.Conv2d) -> Tensor:
-        # A single channel is both layouts at once to torch: say which.
+        # torch takes a single channel for both layouts at once; the strides decide for channels_last.
         x = x.contiguous().as_strided(x.shape, (x[0].numel(), 1, x.shape[3], 1)) if x.shape[1] == 1 else x
         x = x.contiguous(memory_format=CL)
         ctx.layer = layer
@@ -55,10 +58,10 @@ class _Convolution(torch.autograd.Function):
 
 
 def freeze_convolutions(network: nn.Module) -> nn.Module:
-    """Replace, in place, every two-dimensional convolution that pads with zeros; other layers stay."""
+    """Replace, in place, every two-dimensional convolution that pads with zeros; other layers and frozen ones stay."""
     for name, layer in network.named_children():
         if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-            setattr(network, name, FrozenConv2d.of(layer))
-        else:
+            setattr(network, name, FrozenConv2d(layer))
+        elif not isinstance(layer, FrozenConv2d):
             freeze_convolutions(layer)
     return network

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from src.random_streams import RandomStreams
 from src.victims.frozen_convolution import freeze_convolutions
 
 WAVEFORM = "waveform"
@@ -35,6 +36,16 @@ class Stage(nn.Module):
     def __init__(self, name: str):
         super().__init__()
         self.name = name
+
+    def draw(self, x: Tensor, rng: RandomStreams) -> Tensor:
+        """The output with random numbers from the examples' own streams; a randomized stage overrides it, for a
+        deterministic one it is forward."""
+        return self(x)
+
+    def substitute(self, x: Tensor) -> Tensor:
+        """A differentiable map of the output's shape whose gradient stands for that of a stage that is not
+        differentiable (BPDA); the identity unless the stage knows better."""
+        return x
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
         """An input near x whose output is near y."""
