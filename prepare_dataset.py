@@ -14,7 +14,7 @@ SHOWN = 20
 
 def main(config: Config, args: argparse.Namespace) -> None:
     """Prepare train, validation and test clips from [DATA] source under data_dir. A second run with the same settings
-    and recordings finds them there and does nothing; with others it prepares anew."""
+    and recordings does nothing; otherwise the clips are prepared again."""
     data = config.data
     facts, fresh = prepare(data, config.component("DATA", data.source))
     counts, skipped = facts["counts"], facts["skipped"]

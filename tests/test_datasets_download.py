@@ -19,16 +19,16 @@ from src.registry import DATASETS
 
 
 class Server:
-    """Serves one content, with or without Range, and breaks off after `limit` bytes of an answer."""
+    """Serves one content, with or without Range, and closes the connection after `limit` bytes of a response."""
 
     def __init__(self) -> None:
-        self.content, self.ranges, self.limit, self.asked = b"", True, None, []  # type: ignore[var-annotated]
+        self.content, self.ranges, self.limit, self.ranges_requested = b"", True, None, []  # type: ignore[var-annotated]
         outer: Any = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 wanted = self.headers.get("Range")
-                outer.asked.append(wanted)
+                outer.ranges_requested.append(wanted)
                 start = int(wanted[6:-1]) if wanted and outer.ranges else 0
                 if start >= len(outer.content):
                     self.send_error(416)
@@ -68,10 +68,10 @@ def test_resumes_after_a_break(server: Server, tmp_path: Path) -> None:
     assert path.with_name("x.tar.gz.part").stat().st_size == 300_000
     server.limit = None
     fetch(server.url, path, sha(server.content))
-    assert server.asked == [None, "bytes=300000-"]
+    assert server.ranges_requested == [None, "bytes=300000-"]
     assert path.read_bytes() == server.content
     fetch(server.url, path, sha(server.content))
-    assert len(server.asked) == 2
+    assert len(server.ranges_requested) == 2
 
 
 def test_server_without_ranges_starts_over_and_a_whole_part_is_taken(server: Server, tmp_path: Path) -> None:
@@ -129,5 +129,5 @@ def test_version_is_downloaded_on_request(server: Server, tmp_path: Path, monkey
     for _ in range(2):
         corpus = DATASETS["speech_commands"](**program, source_dir=tmp_path / "sc", version="0.02")
         assert len(corpus.recordings) == 5
-    assert len(server.asked) == 1
+    assert len(server.ranges_requested) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["sc"]

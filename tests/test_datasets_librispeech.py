@@ -86,11 +86,11 @@ def test_crops_do_not_overlap_and_stay_in_training(subset: Path, tmp_path: Path)
     for recording in corpus.recordings:
         if recording.part:
             parts.setdefault(recording.path, []).append(recording.part)
-    for own in parts.values():
-        assert [start for start, _ in own] == [0, 933, 1866]
-        assert sum(n for _, n in own) == 2800
-        assert all(n >= 800 for _, n in own)
-    # More than fit: as many as fit. One that is too short for two: whole.
+    for cuts in parts.values():
+        assert [start for start, _ in cuts] == [0, 933, 1866]
+        assert sum(n for _, n in cuts) == 2800
+        assert all(n >= 800 for _, n in cuts)
+    # Where more crops are wanted than fit, as many as fit; an utterance too short for two is one clip.
     many = plan(subset, crops=9, validation=0, test=0.1)
     counts = Counter(r.path for r in many.recordings if r.split == "train")
     assert set(counts.values()) <= {1, 3}

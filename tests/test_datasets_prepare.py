@@ -1,4 +1,4 @@
-"""The store: bit-exact where it can be, whole or absent, and every bad recording named."""
+"""The store: bit-exact where it can be, complete or absent, and every bad recording named."""
 
 from __future__ import annotations
 

@@ -50,9 +50,9 @@ def test_lists_split_and_speakers_stay_apart(commands: Path) -> None:
     corpus = plan("speech_commands", ("yes", "no"), source_dir=commands)
     assert corpus.classes == ("yes", "no")
     assert Counter(r.split for r in corpus.recordings) == {"train": 16, "validation": 4, "test": 4}
-    heard = {split: {r.speaker for r in corpus.recordings if r.split == split} for split in SPLITS}
-    assert not heard["train"] & heard["test"]
-    assert not heard["train"] & heard["validation"]
+    speakers_of = {split: {r.speaker for r in corpus.recordings if r.split == split} for split in SPLITS}
+    assert not speakers_of["train"] & speakers_of["test"]
+    assert not speakers_of["train"] & speakers_of["validation"]
 
 
 def test_hash_rule_where_lists_are_missing(commands: Path) -> None:
@@ -141,8 +141,8 @@ def test_real_speech_commands(shared: Path) -> None:
     with_special = plan("speech_commands", (*KEYWORDS, "_unknown_", "_silence_"), source_dir=root)
     assert Counter(r.label for r in with_special.recordings)["_unknown_"] > 50
     assert all(r.split == "test" for r in with_special.recordings if r.id in listed)
-    heard = {s: {r.speaker for r in with_special.recordings if r.split == s and r.speaker} for s in SPLITS}
-    assert not heard["train"] & heard["test"]
+    speakers_of = {s: {r.speaker for r in with_special.recordings if r.split == s and r.speaker} for s in SPLITS}
+    assert not speakers_of["train"] & speakers_of["test"]
 
 
 def test_fsdd_by_digit_and_by_speaker(tmp_path: Path) -> None:
@@ -220,8 +220,8 @@ def test_folder_pattern_and_other_files(tmp_path: Path) -> None:
 
 def test_seeded_split_repeats_and_differs_by_seed() -> None:
     labels = {f"{c}/{i}": c for c in "abc" for i in range(20)}
-    one, two, other = (seeded_split(labels, {}, 0.1, 0.2, seed) for seed in (0, 0, 1))
-    assert one == two != other
+    first, again, other_seed = (seeded_split(labels, {}, 0.1, 0.2, seed) for seed in (0, 0, 1))
+    assert first == again != other_seed
     for c in "abc":
-        counts = Counter(one[clip] for clip in labels if labels[clip] == c)
+        counts = Counter(first[clip] for clip in labels if labels[clip] == c)
         assert counts == {"train": 14, "validation": 2, "test": 4}

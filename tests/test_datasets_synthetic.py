@@ -22,11 +22,11 @@ def make(folder: Path, words: Sequence[str] = ("yes", "no"), seed: int = 0, work
 
 
 def test_repeats_exactly_and_says_that_it_is_synthetic(tmp_path: Path) -> None:
-    one, two = make(tmp_path / "1"), make(tmp_path / "2", workers=1)
-    other = make(tmp_path / "3", seed=1)
+    first, again = make(tmp_path / "1"), make(tmp_path / "2", workers=1)
+    other_seed = make(tmp_path / "3", seed=1)
     for split in SPLITS:
-        assert np.array_equal(one[split], two[split])
-        assert not np.array_equal(one[split], other[split])
+        assert np.array_equal(first[split], again[split])
+        assert not np.array_equal(first[split], other_seed[split])
     clips = load(tmp_path / "1", "train")
     assert clips.synthetic
     assert len(clips) == 6

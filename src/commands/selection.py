@@ -1,4 +1,4 @@
-"""What a run works on: the trained models it was asked for, and the clips of the split that n_test draws."""
+"""The trained models of a run, and the seeded draw of n_test clips."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Trained:
     """One trained model.
 
     Attributes:
-        name: of its file, without the ending.
-        weights: SHA-256 of its file.
+        name: file name without the extension.
+        weights: SHA-256 of the file.
         victim: front end and classifier.
-        facts: how it was trained.
+        facts: training facts stored with it.
     """
 
     name: str
@@ -36,24 +36,24 @@ class Trained:
 
 
 def models(config: Config, names: Sequence[str] | None, clips: Clips) -> list[Trained]:
-    """These models, or all in model_dir, each checked against the clips.
+    """The named models, or all in model_dir, each checked against the clips.
 
     Raises:
-        OSError: there are none.
-        ValueError: a file is no checkpoint, or was trained for other clips.
+        OSError: no such model, or none at all.
+        ValueError: a file is not a checkpoint, or the model was trained for other clips.
     """
     folder = config.results.model_dir
     paths = [folder / f"{name}.pt" for name in names or ()] or sorted(folder.glob("*.pt"))
     if not paths:
         raise FileNotFoundError(f"{folder}: no trained models here; run train_model.py first")
-    found = []
+    trained = []
     for path in paths:
         victim, facts = checkpoint.load(path)
         checkpoint.check_fits(
             victim, path, classes=clips.classes, sample_rate=clips.sample_rate, n_samples=clips.n_samples
         )
-        found.append(Trained(path.stem, sha256_of(path), victim, facts))
-    return found
+        trained.append(Trained(path.stem, sha256_of(path), victim, facts))
+    return trained
 
 
 def drawn(config: Config, clips: Clips) -> Tensor:

@@ -1,1 +1,1 @@
-"""Where clips come from: one loader per corpus, and the store that every later script reads."""
+"""Data: one loader per corpus, and the clip store that every later script reads."""

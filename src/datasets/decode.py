@@ -1,4 +1,4 @@
-"""One recording of any format, rate and channel count -> one clip of 16-bit samples."""
+"""Decoding: a recording of any format, rate and channel count becomes one clip of 16-bit samples."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def read(audio: Audio, part: tuple[int, int] | None = None) -> Sound:
     """Decode a file, its content, or a part (first frame, frames) of it.
 
     Raises:
-        DamagedError: unreadable, truncated, empty, or with samples that are no numbers.
+        DamagedError: unreadable, truncated, empty, or with NaN or infinite samples.
     """
     if isinstance(audio, Sound):
         sound = audio
     else:
         try:
-            _check_whole(audio)
+            _check_complete(audio)
             with soundfile.SoundFile(io.BytesIO(audio) if isinstance(audio, bytes) else audio) as file:
                 if part:
                     file.seek(part[0])
@@ -47,23 +47,23 @@ def read(audio: Audio, part: tuple[int, int] | None = None) -> Sound:
     return sound
 
 
-def _check_whole(audio: Path | bytes) -> None:
-    """libsndfile reads a truncated wav without a word; its header tells the length it should have."""
+def _check_complete(audio: Path | bytes) -> None:
+    """libsndfile reads a truncated wav without an error, so the length is compared with the one in the header."""
     if isinstance(audio, bytes):
-        head, size = audio[:8], len(audio)
+        header, size = audio[:8], len(audio)
     else:
         with audio.open("rb") as file:
-            head, size = file.read(8), audio.stat().st_size
+            header, size = file.read(8), audio.stat().st_size
     if not size:
         raise DamagedError("empty (no bytes)")
-    promised = int.from_bytes(head[4:8], "little") + 8
-    streamed = promised in (8, 0xFFFFFFFF + 8, 0x7FFFFFFF + 8)  # written to a pipe, length never filled in
-    if head[:4] == b"RIFF" and not streamed and size < promised - 1:  # some writers count a missing pad byte
-        raise DamagedError(f"truncated: {size} of {promised} bytes")
+    expected = int.from_bytes(header[4:8], "little") + 8
+    streamed = expected in (8, 0xFFFFFFFF + 8, 0x7FFFFFFF + 8)  # written to a pipe, length never filled in
+    if header[:4] == b"RIFF" and not streamed and size < expected - 1:  # some writers count a missing pad byte
+        raise DamagedError(f"truncated: {size} of {expected} bytes")
 
 
 def loudest(x: np.ndarray, n: int) -> np.ndarray:
-    """The n samples in a row that hold the most energy; the earliest where several do.
+    """The n consecutive samples with the most energy; the earliest such part on a tie.
 
     >>> loudest(np.array([0.0, 0, 1, 2, 0]), 2)
     array([1., 2.])
@@ -75,7 +75,7 @@ def loudest(x: np.ndarray, n: int) -> np.ndarray:
 
 def to_clip(sound: Sound, sample_rate: int, n_samples: int) -> tuple[np.ndarray, int]:
     """(int16 [n_samples], samples before the padding): channels averaged, resampled by soxr, cropped to the loudest
-    part or padded with zeros at the end. A mono 16-bit recording of the right rate and length passes bit by bit."""
+    part or padded with zeros at the end. A mono 16-bit recording of this rate and length stays the same, bit by bit."""
     x = sound.samples[:, 0] if sound.samples.shape[1] == 1 else sound.samples.mean(1)
     if sound.sample_rate != sample_rate:
         x = soxr.resample(x, sound.sample_rate, sample_rate)

@@ -1,4 +1,4 @@
-"""Fetch a published archive: resumable, checked against its published SHA-256, extracted through the data filter."""
+"""Downloads of published archives: resumable, checked against the published SHA-256, extracted with the data filter."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ BLOCK = 1 << 18
 
 
 def fetch(url: str, path: Path, sha256: str) -> None:
-    """Download `url` to `path`; what an interrupted run left in `path`.part is gone on with (HTTP Range).
+    """Download `url` to `path`, resuming an interrupted download from `path`.part (HTTP Range).
 
     Raises:
-        OSError: the server cannot be reached or breaks off; what has come so far is kept.
-        ValueError: the content is not the published one; it is deleted.
+        OSError: the server cannot be reached or closes the connection; the part received so far is kept.
+        ValueError: the content is not the published one; the download is deleted.
     """
     if path.is_file() and sha256_of(path) == sha256:
         return
@@ -31,35 +31,35 @@ def fetch(url: str, path: Path, sha256: str) -> None:
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            resumed = answer.status == 206
-            size = int(answer.headers.get("Content-Length") or 0) + (start if resumed else 0)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            resumed = response.status == 206
+            size = int(response.headers.get("Content-Length") or 0) + (start if resumed else 0)
             with (
                 part.open("ab" if resumed else "wb") as file,
                 tqdm(total=size or None, initial=file.tell(), unit="B", unit_scale=True, desc=path.name) as bar,
             ):
-                while block := answer.read(BLOCK):
+                while block := response.read(BLOCK):
                     file.write(block)
                     bar.update(len(block))
         if part.stat().st_size < size:
-            raise ConnectionError("the connection broke off")
+            raise ConnectionError("the connection was closed")
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # 416: nothing is left to fetch
-            raise OSError(f"{url}: {error}; run the command again to go on") from None
+        if error.code != 416:  # 416: the part is already complete
+            raise OSError(f"{url}: {error}; run the command again to resume") from None
     except OSError as error:
-        raise OSError(f"{url}: {getattr(error, 'reason', error)}; run the command again to go on") from None
-    found = sha256_of(part)
-    if found != sha256:
+        raise OSError(f"{url}: {getattr(error, 'reason', error)}; run the command again to resume") from None
+    checksum = sha256_of(part)
+    if checksum != sha256:
         part.unlink()
-        raise ValueError(f"{url}: SHA-256 is {found}, published {sha256}; the download was deleted")
+        raise ValueError(f"{url}: SHA-256 is {checksum}, published {sha256}; the download was deleted")
     os.replace(part, path)
 
 
 def extract(archive: Path, folder: Path) -> None:
-    """Extract a tar archive to a new folder, which appears whole or not at all.
+    """Extract a tar archive to a new folder, which appears complete or not at all.
 
     Raises:
-        ValueError: a damaged archive, or a member that leads outside.
+        ValueError: a damaged archive, or a member whose path leads outside the folder.
     """
     temporary = folder.with_name(f".{folder.name}.extracting")
     shutil.rmtree(temporary, ignore_errors=True)

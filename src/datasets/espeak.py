@@ -1,7 +1,7 @@
 """espeak-ng as a program: JSON lines of utterances on standard input, their samples on standard output.
 
-Run in a process of its own: the engine's random state goes on from one utterance to the next, so that only a fresh
-process that speaks the same utterances in the same order repeats exactly. Imports nothing of src, so it starts fast."""
+Run as a separate process: the engine's random state carries over from one utterance to the next, so only a fresh
+process given the same utterances in the same order repeats them exactly. It imports nothing of src to start fast."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ PARAMETERS = {"rate": 1, "pitch": 3, "range": 4}
 
 
 def main() -> None:
-    """First the sample rate, then per utterance number of samples (-1: no such voice) and samples; little endian."""
+    """Write the sample rate, then for each utterance its number of samples (-1: unknown voice) and the samples, all
+    little endian."""
     import espeakng_loader
 
     engine = ctypes.CDLL(espeakng_loader.get_library_path())

@@ -1,4 +1,4 @@
-"""Any recordings at all: one folder per class."""
+"""Recordings of any kind, in one folder per class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from src.datasets.splits import by_class, check_shares, seeded_split
 from src.datasets.tree import open_tree
 from src.registry import DATASETS, Fraction
 
-# Extensions taken for audio; the last ones are not readable here and are named among the skipped files.
+# Extensions of audio files. The last ones cannot be decoded here; such files are listed among the skipped ones.
 AUDIO = {name.lower() for name in soundfile.available_formats()} | {"aif", "oga", "opus", "m4a", "aac", "wma", "mp4"}
 SPEAKERS = (
     r"(?:.*_)?([^_/]+)_nohash_.*",  # Speech Commands: <speaker>_nohash_<n>
@@ -36,15 +36,16 @@ def folder(
 ) -> Corpus:
     """One folder per class, files of any format that soundfile reads, at any depth below it.
 
-    The split is seeded and keeps a speaker's files together where their names tell the speaker. include_dirs names
-    folders; left at the ten keywords it means all folders, unless those ten are among them.
+    The split is seeded and keeps a speaker's files together where their names contain the speaker. include_dirs names
+    folders; its default, the ten keywords, means all folders unless those ten are among them.
 
     Args:
-        source_dir: the folder (or archive) of class folders.
+        source_dir: folder (or archive) that holds the class folders.
         validation: share of each class that validates.
         test: share of each class that tests.
-        speaker_pattern: regular expression that the file name without its extension must match whole, whose first group
-            is the speaker; auto knows Speech Commands, ESC and LibriSpeech; none treats every file as its own speaker.
+        speaker_pattern: regular expression that must match the whole file name without its extension and whose first
+            group is the speaker; auto knows Speech Commands, ESC and LibriSpeech; none takes every file for a new
+            speaker.
     """
     check_shares(validation, test)
     patterns = _patterns(speaker_pattern)
@@ -55,13 +56,13 @@ def folder(
         if len(path.parts) < 2 or path.suffix[1:].lower() not in AUDIO or any(p.startswith(".") for p in path.parts):
             continue
         labels[name] = path.parts[0]
-        found = next((match for pattern in patterns if (match := re.fullmatch(pattern, path.stem))), None)
-        speakers[name] = found[1] if found else ""
-    there = sorted(set(labels.values()))
-    if not there:
+        matches = (re.fullmatch(pattern, path.stem) for pattern in patterns)
+        speakers[name] = next((match[1] for match in matches if match), "")
+    available = sorted(set(labels.values()))
+    if not available:
         raise ValueError(f"{source_dir}: no <class>/<recording> of a format that soundfile reads")
-    chosen = None if include == default and not set(default) <= set(there) else include
-    classes = pick(chosen, there, "class")
+    chosen = None if include == default and not set(default) <= set(available) else include
+    classes = pick(chosen, available, "class")
     labels = {name: value for name, value in labels.items() if value in classes}
     splits = seeded_split(labels, speakers, validation, test, seed)
     recordings = [

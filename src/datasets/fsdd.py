@@ -26,7 +26,7 @@ def fsdd(
 ) -> Corpus:
     """The spoken digits: takes 0 to 4 of every digit and speaker test (the data set's rule), the others train.
 
-    include_dirs names digits (or speakers, with label = speaker); left at the ten keywords it means all of them.
+    include_dirs names digits (or speakers, with label = speaker); its default, the ten keywords, means all of them.
 
     Args:
         source_dir: folder (or archive) of the data set, or its `recordings`.
@@ -37,15 +37,16 @@ def fsdd(
     tree = open_tree(source_dir)
     labels, speakers, takes = {}, {}, {}
     for name in tree.names:
-        found = re.fullmatch(r"(?:recordings/)?(\d)_(\w+)_(\d+)\.wav", name)
-        if found:
-            labels[name] = found[1] if label == "digit" else found[2]
-            speakers[name], takes[name] = found[2], int(found[3])
+        match = re.fullmatch(r"(?:recordings/)?(\d)_(\w+)_(\d+)\.wav", name)
+        if match:
+            labels[name] = match[1] if label == "digit" else match[2]
+            speakers[name], takes[name] = match[2], int(match[3])
     if not labels:
         raise ValueError(f"{source_dir}: no recordings/<digit>_<speaker>_<take>.wav here; is it the spoken digits?")
     classes = pick(None if include == default else include, sorted(set(labels.values())), label)
     labels = {name: value for name, value in labels.items() if value in classes}
-    # A speaker is in every split by the data set's rule, so takes are drawn, the same share of every digit and speaker.
+    # Every speaker is in every split by the data set's rule, so single takes are drawn for validation: the same share
+    # of every digit and speaker.
     training = {name: name.rsplit("_", 1)[0] for name in labels if takes[name] > 4}
     drawn = seeded_split(training, {}, validation, 0, seed)
     return Corpus(

@@ -32,31 +32,33 @@ def librispeech(
 ) -> Corpus:
     """LibriSpeech for speaker identification: any subset in the original layout, the label is the speaker.
 
-    Utterances longer than [DATA] seconds are cropped to their loudest part. include_dirs names speakers; left at the
-    ten keywords it means all of them.
+    Utterances longer than [DATA] seconds are cropped to their loudest part. include_dirs names speakers; its default,
+    the ten keywords, means all of them.
 
     Args:
         source_dir: the subset, the folder LibriSpeech around subsets, the folder around that, or an archive of one.
         splits_dir: folder of training.txt, validation.txt and testing.txt, one utterance per line; an utterance that
             none of them names is left out. Empty: a seeded split of the utterances of each speaker.
-        validation: share of each speaker's utterances that validates, without lists.
-        test: share that tests, without lists.
-        crops: most clips made of one training utterance: it is cut into so many equal parts, or fewer, so that none is
-            shorter than a clip, and each part is cropped to its loudest. One clip of every other utterance.
+        validation: share of each speaker's utterances used for validation where there are no lists.
+        test: share used for testing where there are no lists.
+        crops: most clips made of one training utterance: it is cut into this many equal parts, or fewer so that none is
+            shorter than a clip, and each part is cropped to its loudest section. Other utterances give one clip.
     """
     check_shares(validation, test)
     tree = open_tree(source_dir)
     labels = {}
     for name in tree.names:
-        if found := re.fullmatch(r"(?:.*/)?(\d+)/(\d+)/\1-\2-\d+\.flac", name):
-            labels[name] = found[1]
+        if match := re.fullmatch(r"(?:.*/)?(\d+)/(\d+)/\1-\2-\d+\.flac", name):
+            labels[name] = match[1]
     if not labels:
         raise ValueError(
             f"{source_dir}: no <speaker>/<chapter>/<speaker>-<chapter>-<utterance>.flac here; is it LibriSpeech?"
         )
     classes = pick(None if include == default else include, sorted(set(labels.values()), key=int), "speaker")
-    # One chapter is all there is of most speakers of the small subsets: utterances are drawn, not chapters.
-    splits = _listed(Path(splits_dir), labels) if splits_dir else seeded_split(labels, {}, validation, test, seed)
+    # Most speakers of the small subsets read a single chapter: utterances are drawn, not chapters.
+    splits = (
+        _split_by_lists(Path(splits_dir), labels) if splits_dir else seeded_split(labels, {}, validation, test, seed)
+    )
     labels = {name: speaker for name, speaker in labels.items() if speaker in classes and name in splits}
     if crops > 1 and not isinstance(tree, Folder):
         raise ValueError(f"{source_dir}: crops = {crops} needs the folder; extract the archive first")
@@ -70,8 +72,8 @@ def librispeech(
     return Corpus(tree.stamp, classes, tuple(recordings), tree.audio)
 
 
-def _listed(folder: Path, names: dict[str, str]) -> dict[str, str]:
-    """File -> split. An utterance's name is unique in all of LibriSpeech, so that its folders need not match."""
+def _split_by_lists(folder: Path, names: dict[str, str]) -> dict[str, str]:
+    """File -> split. An utterance's name is unique in all of LibriSpeech, so its folders need not match."""
     of_stem = {PurePosixPath(name).stem: name for name in names}
     splits: dict[str, str] = {}
     for split, title in LISTS.items():
@@ -93,11 +95,11 @@ def _listed(folder: Path, names: dict[str, str]) -> dict[str, str]:
 
 def _parts(path: Path, seconds: float, crops: int) -> list[tuple[int, int]]:
     """Equal parts (first frame, frames) of a file, none shorter than a clip; empty where it cannot be read, which the
-    decoder reports."""
+    decoder will report."""
     try:
-        facts = soundfile.info(path)
+        info = soundfile.info(path)
     except (OSError, RuntimeError):
         return []
-    count = min(crops, int(facts.frames / (seconds * facts.samplerate)))
-    edges = [i * facts.frames // max(count, 1) for i in range(count + 1)]
+    count = min(crops, int(info.frames / (seconds * info.samplerate)))
+    edges = [i * info.frames // max(count, 1) for i in range(count + 1)]
     return [(start, stop - start) for start, stop in pairwise(edges)]

@@ -18,18 +18,19 @@ from src.datasets.store import FULL_SCALE, to_int16
 def load_noise(folder: Path, sample_rate: int, n_samples: int) -> Tensor:
     """float32 [pieces, n_samples] of every recording in `folder`, in the order of their names.
 
-    A recording shorter than a piece is repeated end to end; the rest of a longer one is dropped; silence is left out.
+    A recording shorter than a piece is repeated; the end of a longer one that fills no piece is
+    dropped; silent pieces are left out.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: nothing in it that can be read as sound.
+        ValueError: no readable recording with sound in it.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"noise_dir: {folder}: no such folder")
-    known = {f".{name.lower()}" for name in soundfile.available_formats()}
+    extensions = {f".{name.lower()}" for name in soundfile.available_formats()}
     pieces: list[np.ndarray] = []
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in known:
+        if path.suffix.lower() not in extensions:
             continue
         try:
             sound: Sound = read(path)
@@ -44,5 +45,5 @@ def load_noise(folder: Path, sample_rate: int, n_samples: int) -> Tensor:
         pieces += [piece for piece in x[: count * n_samples].reshape(count, n_samples) if piece.any()]
     if not pieces:
         raise ValueError(f"noise_dir: {folder}: no recording with sound in it")
-    # Through 16 bits, so that the same recordings give the same numbers whatever the resampler's last digits.
+    # Rounded to 16 bits, so that the same recordings give the same numbers whatever the resampler's rounding errors.
     return torch.from_numpy(to_int16(np.stack(pieces)).astype(np.float32) / FULL_SCALE)

@@ -1,4 +1,4 @@
-"""From a data source to the clip store: decode every recording once, in one format, so that no later script has to."""
+"""Preparation of a clip store: every recording of a data source is decoded once, into one format."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ KEYWORDS = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """What the clips are and where they lie.
+    """Which clips are used and where they are stored.
 
     Args:
         source: data source.
         data_dir: folder of the prepared clips.
         include_dirs: classes to include, in this order; the ten keywords stand for all classes where a source (fsdd,
             folder) has no such words.
-        n_test: number of test clips for attacks and certificates, drawn with the seed.
+        n_test: number of test clips to attack and certify, drawn with the seed.
         sample_rate: Hz; every recording is converted to it.
         seconds: length of a clip; longer recordings are cropped to their loudest part, shorter ones padded with zeros.
-        strict: stop at the first unreadable file instead of naming and skipping it.
-        seed: of every random choice about the data.
+        strict: stop at the first unreadable file instead of listing and skipping it.
+        seed: seed of every random choice about the data.
     """
 
     source: DATASETS.Name = "synthetic"  # type: ignore[name-defined]
@@ -56,7 +56,7 @@ class DataSettings:
 
 
 def prepare(data: DataSettings, options: Mapping[str, Any], workers: int = 2) -> tuple[dict[str, Any], bool]:
-    """Prepare the store at `data.data_dir`, unless the same one is there.
+    """Prepare the store at `data.data_dir`, unless one with the same settings is already there.
 
     Args:
         data: the section [DATA].
@@ -64,11 +64,11 @@ def prepare(data: DataSettings, options: Mapping[str, Any], workers: int = 2) ->
         workers: threads that decode; the result does not depend on it.
 
     Returns:
-        (the facts in dataset.json, whether anything was done).
+        (the facts in dataset.json, whether anything was prepared).
 
     Raises:
         ValueError: an unknown class, an empty split, a damaged archive, or (strict) a damaged recording.
-        OSError: a missing source, or nothing can be written; an older store stays as it was.
+        OSError: the source is missing, or the store cannot be written; an older store stays as it was.
     """
     check_replaceable(data.data_dir)
     corpus: Corpus = DATASETS[data.source](
@@ -86,14 +86,14 @@ def prepare(data: DataSettings, options: Mapping[str, Any], workers: int = 2) ->
         "sample_rate": data.sample_rate,
         "seconds": data.seconds,
         "stamp": corpus.stamp,
-        # The plan holds whatever the source's own keys and the seed decided.
+        # The list of recordings depends on the source's keys and on the seed.
         "plan": fingerprint(*corpus.recordings),
     }
     key = fingerprint(str(settings))
     facts = _prepared(data.data_dir, key)
     if facts:
         if data.strict and facts["skipped"]:
-            raise ValueError(f"{_named(facts['skipped'][0])} (strict = yes)")
+            raise ValueError(f"{_why_skipped(facts['skipped'][0])} (strict = yes)")
         return facts, False
     _check_splits({split: sum(r.split == split for r in corpus.recordings) for split in SPLITS}, data.source)
     with replacing(data.data_dir) as folder:
@@ -117,16 +117,16 @@ def prepare(data: DataSettings, options: Mapping[str, Any], workers: int = 2) ->
 
 
 def _prepared(data_dir: Path, key: str) -> dict[str, Any] | None:
-    """The facts of a whole store with these settings, if it is there."""
+    """The facts of a complete store with these settings, or None."""
     try:
         facts = description(data_dir)
-        whole = all((data_dir / f"{split}{ending}").is_file() for split in SPLITS for ending in (".npy", ".json"))
-        return facts if whole and facts["fingerprint"] == key else None
+        complete = all((data_dir / f"{split}{ending}").is_file() for split in SPLITS for ending in (".npy", ".json"))
+        return facts if complete and facts["fingerprint"] == key else None
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _named(skipped: Mapping[str, str]) -> str:
+def _why_skipped(skipped: Mapping[str, str]) -> str:
     return f"{skipped['id']}: {skipped['reason']}"
 
 
@@ -139,7 +139,7 @@ def _check_splits(counts: Mapping[str, int], source: str) -> None:
 def _write(
     folder: Path, corpus: Corpus, data: DataSettings, workers: int
 ) -> tuple[dict[str, dict[str, int]], list[dict[str, str]]]:
-    """All splits. Returns the counts per split and class, and what was skipped and why."""
+    """Write all splits. Returns the counts per split and class, and the skipped recordings with their reasons."""
     recordings, n_samples = corpus.recordings, round(data.seconds * data.sample_rate)
     label_of = {name: i for i, name in enumerate(corpus.classes)}
     counts = {split: dict.fromkeys(corpus.classes, 0) for split in SPLITS}
@@ -151,14 +151,14 @@ def _write(
     writers = {split: SplitWriter(folder, split, n_samples) for split in SPLITS}
     done = set()
     try:
-        with closing(_clips(corpus, data.sample_rate, n_samples, workers)) as clips:
+        with closing(_decoded(corpus, data.sample_rate, n_samples, workers)) as clips:
             for position, clip in tqdm(clips, desc="preparing", total=len(recordings), unit="clip"):
                 recording = recordings[position]
                 done.add(position)
                 if isinstance(clip, DamagedError):
                     skipped[position] = {"id": recording.id, "reason": str(clip)}
                     if data.strict:
-                        raise ValueError(f"{_named(skipped[position])} (strict = yes)")
+                        raise ValueError(f"{_why_skipped(skipped[position])} (strict = yes)")
                     continue
                 samples, length = clip
                 counts[recording.split][recording.label] += 1
@@ -170,7 +170,7 @@ def _write(
                     length=length,
                     speaker=recording.speaker,
                 )
-        assert len(done) == len(recordings), "the source did not hand out every recording"
+        assert len(done) == len(recordings), "the source did not yield every recording"
         for writer in writers.values():
             writer.finish()
     finally:
@@ -179,11 +179,11 @@ def _write(
     return counts, [skipped[position] for position in sorted(skipped)]
 
 
-def _clips(
+def _decoded(
     corpus: Corpus, sample_rate: int, n_samples: int, workers: int
 ) -> Generator[tuple[int, tuple[np.ndarray, int] | DamagedError]]:
-    """(position, clip or why there is none), a bounded number of recordings in memory at a time. Threads suffice:
-    libsndfile and soxr work without the interpreter's lock."""
+    """(position, clip or why it is damaged) of every recording, with a bounded number of them in memory at a time.
+    Threads suffice: libsndfile and soxr release the interpreter's lock."""
 
     def convert(recording: Recording, audio: Audio) -> tuple[np.ndarray, int] | DamagedError:
         try:
@@ -193,14 +193,14 @@ def _clips(
 
     source = iter(corpus.audio(corpus.recordings))
     with ThreadPoolExecutor(workers) as pool:
-        waiting: list[tuple[int, Future[tuple[np.ndarray, int] | DamagedError]]] = []
+        pending: list[tuple[int, Future[tuple[np.ndarray, int] | DamagedError]]] = []
         try:
             while batch := list(islice(source, 8 * workers)):
-                waiting += [(i, pool.submit(convert, corpus.recordings[i], audio)) for i, audio in batch]
-                while len(waiting) > 8 * workers:
-                    position, future = waiting.pop(0)
+                pending += [(i, pool.submit(convert, corpus.recordings[i], audio)) for i, audio in batch]
+                while len(pending) > 8 * workers:
+                    position, future = pending.pop(0)
                     yield position, future.result()
-            for position, future in waiting:
+            for position, future in pending:
                 yield position, future.result()
         finally:
             pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""What a data source is: a plan of recordings, known before anything is decoded, and the audio of each when asked."""
+"""Data sources: a corpus lists its recordings before anything is decoded and reads their audio on demand."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Audio = Path | bytes | Sound
 
 @dataclass(frozen=True)
 class Recording:
-    """One clip to be.
+    """One clip to prepare.
 
     Attributes:
         id: unique name, usually the path inside the corpus.
         label: class name.
         split: train, validation or test.
-        speaker: who speaks, or "" where nobody knows.
+        speaker: who speaks, or "" where unknown.
         part: (first frame, frames) of the file `file`; None for all of it.
         file: path inside the corpus where it is not the id.
     """
@@ -50,13 +50,13 @@ class Recording:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A data source that has been looked over but not decoded; every loader returns one.
+    """A data source whose recordings are listed but not yet decoded; every loader returns one.
 
     Attributes:
         stamp: changes when the recordings change.
         classes: the class names, in the order of the labels.
-        recordings: the plan, in the order of the store.
-        audio: recordings -> (position, audio) of each, in any order; read once, from beginning to end.
+        recordings: what to prepare, in the order of the store.
+        audio: recordings -> (position, audio) of each, in any order; iterated over once.
         synthetic: whether the speech is synthetic.
     """
 
@@ -67,16 +67,16 @@ class Corpus:
     synthetic: bool = False
 
 
-def pick(include: Sequence[str] | None, there: Sequence[str], what: str) -> tuple[str, ...]:
-    """The classes to take, in order: those asked for, or all there are where nobody chose (None).
+def pick(include: Sequence[str] | None, available: Sequence[str], kind: str) -> tuple[str, ...]:
+    """The classes to use, in order: those of `include`, or all that are available where it is None.
 
     Raises:
         ValueError: an unknown class, with the nearest match; or a class named twice.
     """
     if include is None:
-        return tuple(there)
+        return tuple(available)
     for name in include:
-        choose(name, there, what)
+        choose(name, available, kind)
     if len(set(include)) != len(include):
         raise ValueError(f"include_dirs names a class twice: {', '.join(include)}")
     return tuple(include)

@@ -40,13 +40,13 @@ def speech_commands(
 ) -> Corpus:
     """Google's Speech Commands: a folder in the original layout, or the .tar.gz itself, read without extraction.
 
-    Its validation_list.txt and testing_list.txt split it; without them the published hash of the speaker does.
+    Its validation_list.txt and testing_list.txt define the splits; without them the published hash of the speaker does.
     include_dirs may name `_unknown_` (the folder of that name, or else as many clips of the words left out as a listed
     word has) and `_silence_` (the folder, or else as many seeded cuts from `_background_noise_`, its first 80 % for
     training, the next 10 % for validation, the rest for testing).
 
     Args:
-        source_dir: the folder or archive; with a version, where that version is downloaded to.
+        source_dir: folder or archive of the data set; with a version, the folder it is downloaded to.
         version: 0.01 or 0.02 is downloaded on request (about 1.5 and 2.3 GB) unless source_dir is there already.
     """
     source_dir = source_dir.expanduser()
@@ -64,26 +64,26 @@ def speech_commands(
             words[word].append(name)
     if not words:
         raise ValueError(f"{source_dir}: no <word>/<file>.wav here; is it Speech Commands?")
-    there = sorted(set(words) - {NOISE})
-    special = ([UNKNOWN] if there else []) + ([SILENCE] if NOISE in words else [])
-    classes = pick(include, [*there, *(name for name in special if name not in there)], "word")
+    available = sorted(set(words) - {NOISE})
+    special = ([UNKNOWN] if available else []) + ([SILENCE] if NOISE in words else [])
+    classes = pick(include, [*available, *(name for name in special if name not in available)], "word")
     labels, split_of = {}, {}
     for word in classes:
-        named = any(name in lists for name in words.get(word, ()))
+        has_list = any(name in lists for name in words.get(word, ()))
         for name in words.get(word, ()):
             labels[name] = word
-            # A folder that the lists leave out altogether is split by the hash as well.
-            split_of[name] = lists.get(name, "train") if named else hash_split(name)
+            # A folder of which the lists name no file is split by the hash as well.
+            split_of[name] = lists.get(name, "train") if has_list else hash_split(name)
     counts = Counter(split_of[name] for name, word in labels.items() if word not in (UNKNOWN, SILENCE))
-    each = {split: round(counts[split] / max(1, len(set(classes) - {UNKNOWN, SILENCE}))) for split in SPLITS}
+    per_word = {split: round(counts[split] / max(1, len(set(classes) - {UNKNOWN, SILENCE}))) for split in SPLITS}
     if UNKNOWN in classes and UNKNOWN not in words:
-        others = [name for word in there if word not in classes and word != SILENCE for name in words[word]]
+        others = [name for word in available if word not in classes and word != SILENCE for name in words[word]]
         if not others:
             raise ValueError(f"{source_dir}: no word is left for {UNKNOWN}")
         taken = dict.fromkeys(SPLITS, 0)
         for name in sorted(others, key=lambda name: derive_seed(seed, name, UNKNOWN)):
             split = (lists.get(name, "train")) if lists else hash_split(name)
-            if taken[split] < each[split]:
+            if taken[split] < per_word[split]:
                 taken[split] += 1
                 labels[name], split_of[name] = UNKNOWN, split
     recordings = [
@@ -91,43 +91,43 @@ def speech_commands(
         for name in by_class(list(labels), labels, classes)
     ]
     if SILENCE in classes and SILENCE not in words:
-        recordings += _silence(tree, words[NOISE], each, seconds, seed)
+        recordings += _silence(tree, words[NOISE], per_word, seconds, seed)
     return Corpus(tree.stamp, classes, tuple(recordings), tree.audio)
 
 
 def _lists(tree: Folder | Archive) -> dict[str, str]:
-    """File -> split, from the two lists where they are."""
-    found = {}
+    """File -> split, from the two lists where they exist."""
+    splits = {}
     for split, name in (("validation", "validation_list.txt"), ("test", "testing_list.txt")):
         if name in tree.names:
             for line in tree.content(name).decode("utf-8").split():
-                found[line] = split
-    return found
+                splits[line] = split
+    return splits
 
 
 def _speaker(name: str) -> str:
     """`yes/0a7c2a8d_nohash_0.wav`, and `bed_0a7c2a8d_nohash_0.wav` of the test set's _unknown_ -> 0a7c2a8d."""
-    head, found, _ = name.rsplit("/", 1)[-1].partition("_nohash_")
-    return head.rsplit("_", 1)[-1] if found else ""
+    prefix, separator, _ = name.rsplit("/", 1)[-1].partition("_nohash_")
+    return prefix.rsplit("_", 1)[-1] if separator else ""
 
 
 def _silence(
-    tree: Folder | Archive, files: list[str], each: dict[str, int], seconds: float, seed: int
+    tree: Folder | Archive, files: list[str], counts: dict[str, int], seconds: float, seed: int
 ) -> list[Recording]:
-    """Seeded cuts of `seconds` from the background noise, in turn from every file."""
-    out = []
+    """Seeded cuts of `seconds` from the background noise, taken from the files in turn."""
+    recordings = []
     for split, (first, last) in NOISE_PARTS.items():
-        for i in range(each[split]):
+        for i in range(counts[split]):
             file = files[i % len(files)]
             try:
-                facts = soundfile.info(io.BytesIO(tree.content(file)))
+                info = soundfile.info(io.BytesIO(tree.content(file)))
             except RuntimeError:
                 raise ValueError(f"{file}: unreadable background noise") from None
-            length = round(seconds * facts.samplerate)
-            low, high = round(first * facts.frames), round(last * facts.frames) - length
+            length = round(seconds * info.samplerate)
+            low, high = round(first * info.frames), round(last * info.frames) - length
             if high < low:
                 raise ValueError(f"{file}: too short to cut {seconds:g} s of silence for the split '{split}' from it")
             start = int(np.random.default_rng(derive_seed(seed, split, i, SILENCE)).integers(low, high + 1))
             name = f"{SILENCE}/{split}_{i}_{Path(file).stem}_{start}"
-            out.append(Recording(name, SILENCE, split, part=(start, length), file=file))
-    return out
+            recordings.append(Recording(name, SILENCE, split, part=(start, length), file=file))
+    return recordings

@@ -1,4 +1,4 @@
-"""Which clips train, validate and test, where no list says so."""
+"""Splits into training, validation and test clips, for corpora without published lists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_PER_CLASS = 2**27 - 1
 
 def hash_split(name: str, validation: float = 10.0, test: float = 10.0) -> str:
     """The published rule of Speech Commands (Warden 2018): the SHA-1 of the speaker in the file name decides, so that a
-    speaker's clips stay together however many words are added. `validation` and `test` in percent.
+    speaker's clips stay together when words are added. `validation` and `test` in percent.
 
     >>> hash_split("yes/0a7c2a8d_nohash_0.wav") == hash_split("no/0a7c2a8d_nohash_3.wav")
     True
@@ -31,13 +31,13 @@ def seeded_split(
 ) -> dict[str, str]:
     """A split that keeps every group (speaker) whole and every class near its shares.
 
-    Groups come in a seeded order, and each goes where its classes are furthest below their share.
+    Groups are assigned in a seeded order, each to the split in which its classes are furthest below their share.
 
     Args:
         labels: clip id -> class.
         groups: clip id -> speaker; a clip without one is its own group.
-        validation: share of the clips of each class, 0 to 1.
-        test: the same for test.
+        validation: share of the clips of each class used for validation, 0 to 1.
+        test: the same for testing.
 
     Returns:
         clip id -> split.
@@ -47,8 +47,8 @@ def seeded_split(
     for clip in sorted(labels):
         members[groups.get(clip) or f"\0{clip}"].append(clip)
     total = Counter(labels.values())
-    have: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-    out = {}
+    assigned: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    split_of = {}
     for group in sorted(members, key=lambda name: (derive_seed(seed, name, "split"), name)):
         counts = Counter(labels[clip] for clip in members[group])
 
@@ -56,18 +56,18 @@ def seeded_split(
             """How far below its share the split is, in clips of the group's classes relative to the share."""
             if not shares[split]:
                 return float("-inf")
-            return sum(n * (1 - have[split][c] / (shares[split] * total[c])) for c, n in counts.items())
+            return sum(n * (1 - assigned[split][c] / (shares[split] * total[c])) for c, n in counts.items())
 
-        # The smallest split first where several are equally empty, so that a rare class is not all training.
+        # Ties go to the smallest split, so that a rare class is not used for training alone.
         best = max(sorted(SPLITS, key=shares.__getitem__), key=need) if len(members) > 2 else "train"
         for clip in members[group]:
-            out[clip] = best
-        have[best] += counts
-    return out
+            split_of[clip] = best
+        assigned[best] += counts
+    return split_of
 
 
 def check_shares(validation: float, test: float) -> None:
-    """Raises ValueError where nothing is left to train on."""
+    """Raises ValueError where no clips are left to train on."""
     if validation + test >= 1:
         raise ValueError(
             f"validation and test take {validation:g} + {test:g} of the clips: nothing is left to train on"
@@ -75,6 +75,6 @@ def check_shares(validation: float, test: float) -> None:
 
 
 def by_class(ids: Sequence[str], labels: Mapping[str, str], classes: Sequence[str]) -> list[str]:
-    """ids in the order of the classes, then by name: the order of every store."""
+    """ids sorted by class, then by name: the order of every store."""
     order = {name: i for i, name in enumerate(classes)}
     return sorted(ids, key=lambda clip: (order[labels[clip]], clip))

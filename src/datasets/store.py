@@ -1,6 +1,6 @@
 """The common clip store: one memory-mapped array of 16-bit samples per split, with labels, true lengths and ids.
 
-Sample s stands for the value s / 32768, so a stored clip, its waveform and its 16-bit wav are the same numbers."""
+Sample s stands for the value s / 32768, so a stored clip, its waveform and its 16-bit wav hold the same numbers."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Clips:
 
 
 def description(data_dir: Path) -> dict[str, Any]:
-    """dataset.json of a finished store.
+    """The content of dataset.json.
 
     Raises:
         FileNotFoundError: nothing prepared there.

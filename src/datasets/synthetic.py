@@ -1,5 +1,5 @@
-"""The embedded default: keywords spoken by espeak-ng (pip: espeakng-loader) in many voices, each in a seeded room, with
-seeded noise and level. It needs no download; it shows that everything works, and nothing about real speech."""
+"""Synthetic speech, the default data: keywords spoken by espeak-ng (pip: espeakng-loader) in many voices, each in a
+seeded room with seeded noise and level. No download; good for trying things out, not for claims about real speech."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from src.random_streams import derive_seed
 from src.registry import DATASETS, Count
 
 VERSION = 1
-"""Part of the stamp: raise it when the same settings give other sounds."""
+"""Part of the stamp: increase it when the same settings give other samples."""
 ACCENTS = ("en-us", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
 VOICE_SHARES = {"train": 0.6, "validation": 0.15, "test": 0.25}
 
@@ -43,7 +43,7 @@ def synthetic(
     snr_low: float = 8.0,
     snr_high: float = 30.0,
 ) -> Corpus:
-    """Synthetic speech, embedded: any words in include_dirs, spoken by espeak-ng; no voice is in two splits.
+    """Synthetic speech: any words in include_dirs, spoken by espeak-ng; no voice is in two splits.
 
     Args:
         train: clips per word to train on.
@@ -106,33 +106,33 @@ def _utterance(recording: Recording, seed: int) -> dict[str, Any]:
 
 
 def speak(utterances: Sequence[dict[str, Any]], sample_rate: int) -> Iterator[np.ndarray]:
-    """float32 [time] of each utterance, without the silence around it, spoken by one fresh process in this order.
+    """float32 [time] of each utterance, without leading and trailing silence, spoken in this order by a new process.
 
     Raises:
-        OSError: the engine does not start or breaks off.
+        OSError: the engine does not start or stops early.
     """
-    with tempfile.TemporaryFile() as script, tempfile.TemporaryFile() as complaints:
-        script.write("".join(json.dumps(utterance) + "\n" for utterance in utterances).encode())
-        script.seek(0)
+    with tempfile.TemporaryFile() as requests, tempfile.TemporaryFile() as errors:
+        requests.write("".join(json.dumps(utterance) + "\n" for utterance in utterances).encode())
+        requests.seek(0)
         command = [sys.executable, str(Path(__file__).with_name("espeak.py"))]
-        with subprocess.Popen(command, stdin=script, stdout=subprocess.PIPE, stderr=complaints) as process:
+        with subprocess.Popen(command, stdin=requests, stdout=subprocess.PIPE, stderr=errors) as process:
             assert process.stdout
 
-            def take(n: int) -> bytes:
+            def receive(n: int) -> bytes:
                 content = process.stdout.read(n)  # type: ignore[union-attr]
                 if len(content) < n:
-                    complaints.seek(0)
-                    lines = complaints.read().decode(errors="replace").strip().splitlines() or ["it broke off"]
+                    errors.seek(0)
+                    lines = errors.read().decode(errors="replace").strip().splitlines() or ["stopped unexpectedly"]
                     raise OSError(f"espeak-ng (pip package espeakng-loader): {lines[-1]}")
                 return content
 
             try:
-                (rate,) = struct.unpack("<i", take(4))
+                (rate,) = struct.unpack("<i", receive(4))
                 for utterance in utterances:
-                    (n,) = struct.unpack("<i", take(4))
+                    (n,) = struct.unpack("<i", receive(4))
                     if n <= 0:
                         raise OSError(f"espeak-ng does not speak '{utterance['text']}' as {utterance['voice']}")
-                    x = np.frombuffer(take(2 * n), "<i2").astype(np.float32) / 32768
+                    x = np.frombuffer(receive(2 * n), "<i2").astype(np.float32) / 32768
                     loud = np.flatnonzero(np.abs(x) > 0.01 * np.abs(x).max())
                     yield soxr.resample(x[loud[0] : loud[-1] + 1], rate, sample_rate)
             finally:

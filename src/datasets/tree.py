@@ -1,4 +1,4 @@
-"""The files of a corpus, in a folder or inside a tar archive that is read as it lies, without extraction."""
+"""The files of a corpus, in a folder or in a tar archive, which is read without extraction."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Folder:
 
     def __init__(self, root: Path):
         self.root = root
-        found = {}
+        size_and_time = {}
         for folder, _, files in os.walk(root, followlinks=True):
             for file in files:
                 path = Path(folder, file)
                 try:
-                    facts = path.stat()
+                    info = path.stat()
                 except OSError:
                     continue  # a dangling link
-                found[path.relative_to(root).as_posix()] = (facts.st_size, facts.st_mtime_ns)
-        self.names = sorted(found)
-        self.stamp = fingerprint(*(f"{name} {found[name]}" for name in self.names))
+                size_and_time[path.relative_to(root).as_posix()] = (info.st_size, info.st_mtime_ns)
+        self.names = sorted(size_and_time)
+        self.stamp = fingerprint(*(f"{name} {size_and_time[name]}" for name in self.names))
 
     def content(self, name: str) -> bytes:
         """One small file."""
@@ -46,10 +46,10 @@ class Folder:
 
 class Archive:
     """Every regular file of a tar archive (plain, gz, bz2, xz). A first pass lists it and keeps the text files and the
-    background noise; a second one hands out the recordings in the order of the archive. Nothing touches the disk.
+    background noise; a second one yields the recordings in the order of the archive. Nothing is written to disk.
 
     Raises:
-        ValueError: damaged, or a member whose path leads outside.
+        ValueError: damaged, or a member whose path leads outside the archive.
     """
 
     def __init__(self, path: Path):
@@ -62,11 +62,11 @@ class Archive:
             if name.endswith("_list.txt") or "_background_noise_/" in name:
                 self.kept[name] = file.extractfile(member).read()  # type: ignore[union-attr]
         tops = {name.split("/")[0] for name in members}
-        # An archive of the folder instead of its content: everything below one more level.
+        # The archive holds the folder itself instead of its content: everything is one level further down.
         self.prefix = f"{tops.pop()}/" if len(tops) == 1 and any(name.count("/") > 1 for name in members) else ""
         self.names = sorted(name.removeprefix(self.prefix) for name in members)
-        facts = path.stat()
-        self.stamp = fingerprint(facts.st_size, facts.st_mtime_ns)
+        info = path.stat()
+        self.stamp = fingerprint(info.st_size, info.st_mtime_ns)
 
     def _members(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
         try:
@@ -95,7 +95,7 @@ class Archive:
 
 
 def safe_name(name: str, archive: Path) -> str:
-    """A member's path without a leading ./; refused where it leads outside."""
+    """A member's path without a leading ./; refused where it leads outside the archive."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(f"{archive}: refused, its member '{name}' leads outside the archive")

@@ -1,4 +1,4 @@
-"""Writes the store that `store.load` reads. A store appears whole or not at all, and only this module writes one."""
+"""The writer of clip stores: a store appears complete or not at all, and only this module writes one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SplitWriter:
         self.entries[row] = (clip, label, length, speaker)
 
     def finish(self) -> None:
-        """Close the gaps that skipped files left, write header and index, and make all of it durable."""
+        """Close the gaps left by skipped recordings, write header and index, and sync them to disk."""
         rows = sorted(self.entries)
         for new, old in enumerate(rows):
             if new != old:
@@ -63,7 +63,7 @@ class SplitWriter:
         write_json(self.folder / f"{self.split}.json", index)
 
     def abandon(self) -> None:
-        """Close without a promise; what is still buffered may not fit on the disk."""
+        """Close after a failure; buffered bytes that do not fit on the disk are dropped."""
         with contextlib.suppress(OSError):
             self.file.close()
 
@@ -73,27 +73,27 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def check_replaceable(data_dir: Path) -> None:
-    """Refuse a folder that holds anything but a store: replacing it would delete what is there.
+    """Refuse a folder that holds anything but a store, because replacing it would delete those files.
 
     Raises:
-        ValueError: other files are there.
-        NotADirectoryError: it is a file.
+        ValueError: the folder holds other files.
+        NotADirectoryError: data_dir is a file.
     """
     if data_dir.is_file():
         raise NotADirectoryError(f"{data_dir}: data_dir is a file")
-    there = sorted(path.name for path in data_dir.iterdir()) if data_dir.is_dir() else []
-    foreign = [name for name in there if name not in FILES]
+    names = sorted(path.name for path in data_dir.iterdir()) if data_dir.is_dir() else []
+    foreign = [name for name in names if name not in FILES]
     if foreign:
-        raise ValueError(f"{data_dir}: holds other files ({', '.join(foreign[:3])} ...); choose a data_dir of its own")
+        raise ValueError(f"{data_dir}: holds other files ({', '.join(foreign[:3])} ...); choose a new data_dir")
 
 
 @contextlib.contextmanager
 def replacing(data_dir: Path) -> Iterator[Path]:
-    """A temporary folder beside `data_dir` that takes its place at the end. Whatever goes wrong before, the old store
-    stays; what a killed run left behind is removed by the next.
+    """A temporary folder beside `data_dir` that replaces it at the end. If anything fails before that, the old store
+    stays; the next run removes what a killed run left behind.
 
     Raises:
-        ValueError: another run is at it, or `data_dir` holds other files.
+        ValueError: another run is preparing it, or `data_dir` holds other files.
     """
     data_dir = data_dir.resolve()
     check_replaceable(data_dir)
