@@ -10,7 +10,7 @@ from src.commands.attack import attack, identity, report, subject
 from src.commands.shared_rows import collect
 from src.config import Config
 from src.datasets import store
-from src.distributed import team
+from src.distributed import choose_device, team
 from src.evaluation import ATTACK_FIELDS, ATTACK_KEY
 from src.output import results
 
@@ -29,7 +29,7 @@ def main(config: Config, args: argparse.Namespace) -> None:
     heard = {everything.ids[i] for i in order[: config.attack.wavs].tolist()}
     models = selection.models(config, args.model, clips)
     with team() as members:
-        device = members.device(config.training.use_cuda)
+        device = choose_device(config.training.use_cuda)
         subjects = [subject(config, model, device) for model in models]
         if args.self_test:
             if members.leads:

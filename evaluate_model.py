@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-import torch
-
 from src import cli
 from src.commands import selection
 from src.config import Config
 from src.datasets import store
+from src.distributed import choose_device
 from src.evaluation.accuracy import confusion, logits_of, per_class, summarize
 from src.output import figures, results
 
@@ -23,7 +22,7 @@ def main(config: Config, args: argparse.Namespace) -> None:
     split = args.split
     clips = store.load(config.data.data_dir, split)
     models = selection.models(config, args.model, clips)
-    device = torch.device("cuda" if config.training.use_cuda and torch.cuda.is_available() else "cpu")
+    device = choose_device(config.training.use_cuda)
     folder = config.results.results_dir / "evaluate"
     notes = [f"{len(clips)} clips of the {split} split of {clips.source}; intervals are Wilson's, 95 %."]
     if clips.synthetic:

@@ -11,6 +11,7 @@ from src import cli
 from src.config import Config
 from src.datasets import store
 from src.datasets.noise import load_noise
+from src.distributed import choose_device
 from src.output import figures, results
 from src.random_streams import derive_seed
 from src.registry import MODELS
@@ -30,7 +31,7 @@ def main(config: Config, args: argparse.Namespace) -> None:
     noise = None
     if settings.noise and settings.noise_dir:
         noise = load_noise(Path(settings.noise_dir).expanduser(), train.sample_rate, train.n_samples)
-    device = torch.device("cuda" if settings.use_cuda and torch.cuda.is_available() else "cpu")
+    device = choose_device(settings.use_cuda)
     wanted = [(model, penalty) for model in config.model.names for penalty in settings.gradient_penalty]
     victims = []
     for model, _ in wanted:  # all are built first, so that a mistake is found before any work

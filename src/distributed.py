@@ -1,4 +1,4 @@
-"""Several processes on one job, started by torchrun: who am I, which clips are mine, wait for the others."""
+"""Distributed runs under torchrun: rank, the share of the clips of each process, barriers, and the device."""
 
 from __future__ import annotations
 
@@ -35,21 +35,22 @@ class Team:
         return items[self.rank :: self.size]
 
     def wait(self) -> None:
-        """Return when every process has come here."""
+        """Barrier: return when every process has called this."""
         if self.size > 1:
             distributed.barrier()
 
-    def device(self, use_cuda: bool) -> torch.device:
-        """This process's CUDA device where wanted and there, else the CPU."""
-        if use_cuda and torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-        return torch.device("cpu")
+
+def choose_device(use_cuda: bool) -> torch.device:
+    """The CUDA device of this process where one is requested and available, else the CPU."""
+    if use_cuda and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return torch.device("cpu")
 
 
 @contextmanager
 def team() -> Iterator[Team]:
-    """The team this process belongs to: torchrun's, or itself alone. Gloo connects the processes: they only wait for
-    each other, results travel through files."""
+    """The processes of the torchrun job, or this process alone. The backend is gloo: processes only wait for each
+    other, results are exchanged through files."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Team()
         return

@@ -3,6 +3,8 @@ that an attack climbs: larger is nearer to success. With `targeted`, y holds the
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,6 +37,12 @@ def dlr(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
     top = logits.sort(1, descending=True).values
     scale = top[:, 0] - ((top[:, 2] + top[:, 3]) / 2 if targeted else top[:, 2])
     return margin(logits, y, targeted) / (scale + 1e-12)
+
+
+def log_mean_probability(logits: Tensor, dim: int) -> Tensor:
+    """Logarithm of the mean over `dim` (the noise draws) of the class probabilities, from logits [..., classes]; it
+    serves as the logits of the classifier that is averaged over its noise."""
+    return logits.log_softmax(-1).logsumexp(dim) - math.log(logits.shape[dim])
 
 
 LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}

@@ -97,9 +97,10 @@ def bark(frequency: Tensor) -> Tensor:
     return 13 * torch.atan(0.00076 * frequency) + 3.5 * torch.atan((frequency / 7500) ** 2)
 
 
-def threshold_in_quiet(frequency: Tensor) -> Tensor:
-    """Hz to the level just heard in silence, dB. Below 1 Bark, where the formula grows without limit, it stays."""
-    k = frequency.clamp_min(101.5) / 1000
+def threshold_in_quiet(frequency: Tensor, lowest: float = 101.5) -> Tensor:
+    """Hz to the level just heard in silence, dB (Terhardt 1979). Below `lowest` Hz (1 Bark), where the formula grows
+    without limit, it is constant."""
+    k = frequency.clamp_min(lowest) / 1000
     return 3.64 * k**-0.8 - 6.5 * torch.exp(-0.6 * (k - 3.3) ** 2) + 0.001 * k**4 - 12
 
 

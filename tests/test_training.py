@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from src.training.methods.learner import Learner
 from torch import Tensor
 
 from src.datasets.noise import load_noise
@@ -19,6 +18,7 @@ from src.datasets.store import Clips
 from src.registry import MODELS
 from src.training import TrainingSettings, fit
 from src.training.methods.gradient_penalty import gradient_penalty
+from src.training.methods.learner import Learner
 from src.training.methods.standard import standard
 from src.training.run import TrainingRun, faster_in_channels_last
 from src.training.settings import model_name

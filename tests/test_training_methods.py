@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from src.training.methods.learner import Learner
 from torch import nn
 
 from src.datasets.store import Clips
@@ -15,6 +14,7 @@ from src.registry import METHODS
 from src.threat import ThreatModel
 from src.training import TrainingSettings, fit
 from src.training.methods.adversarial import craft
+from src.training.methods.learner import Learner
 from src.victims import checkpoint
 
 METHOD_NAMES = [name for name in METHODS.names() if name != "gradient_penalty"]

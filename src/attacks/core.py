@@ -80,6 +80,27 @@ def gradient(model: Model, x: Tensor, objective: Callable[[Tensor], Tensor]) -> 
     return grad, value.detach(), logits.detach()
 
 
+def ascend(
+    model: Model,
+    x_start: Tensor,
+    x: Tensor,
+    threat: ThreatModel,
+    objective: Callable[[Tensor], Tensor],
+    steps: int,
+    step_size: float | Tensor,
+) -> Tensor:
+    """Plain projected gradient ascent of an objective (logits -> [batch]) from x_start, within the ball around x.
+
+    Args:
+        step_size: in units of the representation; a number, or a tensor that broadcasts against x.
+    """
+    x_adv = x_start
+    for _ in range(steps):
+        grad, _, _ = gradient(model, x_adv, objective)
+        x_adv = threat.project(x_adv + step_size * threat.ascent(grad), x)
+    return x_adv.detach()
+
+
 def finite_budgets(threat: ThreatModel, x: Tensor) -> Tensor:
     """eps per example, [batch]; an infinite one becomes the size of the whole legal range.
 

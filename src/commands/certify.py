@@ -15,7 +15,7 @@ from src.commands import selection
 from src.commands.shared_rows import Opening, collect
 from src.config import Config
 from src.datasets import store
-from src.distributed import Team
+from src.distributed import Team, choose_device
 from src.evaluation import smoothed_attacks
 from src.files import fingerprint
 from src.output import figures, results
@@ -40,7 +40,7 @@ class CertificationRun:
         self.config, self.settings, self.members = config, config.certify, members
         self.model, self.victim, self.shaped, self.clips = model.name, model.victim, shaped, clips
         self.row_of = {number: i for i, number in enumerate(idx)}
-        self.device = members.device(config.training.use_cuda)
+        self.device = choose_device(config.training.use_cuda)
         self.frozen = model.victim.to(self.device).frozen()
         self.certifier = Certifier(*self.frozen.split(self.settings.stage), self.settings, clips.sample_rate, shaped)
         self.folder = config.results.results_dir / "certify"

@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from src.attacks.gradients.pgd import pgd
+from src.losses import log_mean_probability
 from src.random_streams import RandomStreams
 from src.smoothing import ABSTAIN, Certificate, Certifier, CertifySettings, Smooth
 from src.threat import ThreatModel
@@ -66,8 +67,7 @@ class MeanProbability:
         """[1, ...] -> log probabilities [1, classes]."""
         noise = point.new_empty((self.draws, *point.shape[1:]), requires_grad=False)
         noise.normal_(0, self.smooth.sigma, generator=self.generator)
-        logs = self.smooth.model(self.place(point + noise)).log_softmax(1)
-        return (logs.logsumexp(0) - math.log(self.draws))[None]
+        return log_mean_probability(self.smooth.model(self.place(point + noise)), dim=0)[None]
 
 
 def contradicts(certificate: Certificate, found: Try) -> bool:
@@ -194,8 +194,7 @@ def attack_defended(
 
         def mean_probability(point: Tensor) -> Tensor:
             """All draws in one pass, each a row with a stream of its own."""
-            logs: Tensor = one_draw(point.expand(len(ids), -1)).log_softmax(1)
-            return (logs.logsumexp(0) - math.log(len(ids)))[None]
+            return log_mean_probability(one_draw(point.expand(len(ids), -1)), dim=0)[None]
 
         return pgd(
             mean_probability if fresh else one_draw,

@@ -5,23 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from statistics import NormalDist, median
+from statistics import median
 from typing import Any
 
+from src.evaluation.accuracy import wilson
+
 Row = Mapping[str, str]
-
-
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of a proportion (Wilson 1927).
-
-    >>> [round(p, 3) for p in wilson(9, 10)]
-    [0.596, 0.982]
-    """
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    p = successes / n
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = ((middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n))
-    return max(0.0, low) if successes else 0.0, min(1.0, high) if successes < n else 1.0
 
 
 def is_true(row: Row, column: str) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from src.perception import threshold_in_quiet
+
 OCTAVES = (125, 250, 500, 1000, 2000, 4000, 8000)
 RANGE_DB = 40.0
 """Bins quieter than this below the loudest are raised: the weakest bin alone decides the comparable L2 radius."""
@@ -60,10 +62,8 @@ def twice_inner(x: Tensor, n_samples: int) -> Tensor:
 
 
 def hearing(n_samples: int, sample_rate: int) -> Tensor:
-    """Amplitudes that follow the threshold in quiet (Terhardt 1979): loud where the ear is deaf. From 50 Hz up."""
-    khz = torch.fft.rfftfreq(n_samples, 1 / sample_rate).clamp_min(50) / 1000
-    decibel = 3.64 * khz**-0.8 - 6.5 * (-0.6 * (khz - 3.3) ** 2).exp() + 1e-3 * khz**4
-    return 10 ** (decibel / 20)
+    """Amplitudes that follow the threshold in quiet, constant below 50 Hz: strong where hearing is insensitive."""
+    return 10 ** (threshold_in_quiet(torch.fft.rfftfreq(n_samples, 1 / sample_rate), lowest=50) / 20)
 
 
 def speech(waveforms: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Order and augmentation come from generators seeded by (seed, epoch), so an epoch
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +22,14 @@ CACHE_BYTES = 2**30
 """Representations of a split are kept in memory up to this size."""
 CHUNK = 64
 """Clips whose representation is computed at a time when it is kept; fixed, so that it repeats to the last bit."""
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """A stage that takes statistics from training features before training begins."""
+
+    def fit(self, features: Tensor) -> None:
+        """Store the statistics of features [n, freq, time]."""
 
 
 class Source:
@@ -126,8 +135,8 @@ def fit_stages(stages: list[Stage], clips: Clips, device: torch.device, seed: in
     draw.manual_seed(derive_seed(seed, "statistics"))
     index = torch.randperm(len(clips), generator=draw)[:most].sort().values
     for place, stage in enumerate(stages):
-        if hasattr(stage, "fit"):
+        if isinstance(stage, Fitted):
             head = Chain(stages[:place])
             with torch.no_grad():
                 parts = index.split(CHUNK)  # type: ignore[no-untyped-call]
-                stage.fit(torch.cat([head(clips.waveforms(part).to(device)) for part in parts]))  # type: ignore[operator]
+                stage.fit(torch.cat([head(clips.waveforms(part).to(device)) for part in parts]))

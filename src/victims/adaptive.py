@@ -3,12 +3,12 @@ so that no defense looks robust because its gradient is missing or random."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from src.losses import log_mean_probability
 from src.random_streams import RandomStreams
 from src.victims.victim import Chain, Stage
 
@@ -85,8 +85,7 @@ class Eot(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, ...] -> log probabilities [batch, classes]."""
-        logs = [once(self.chain, x, self.rng).log_softmax(1) for _ in range(self.draws)]
-        return torch.stack(logs).logsumexp(0) - math.log(self.draws)
+        return log_mean_probability(torch.stack([once(self.chain, x, self.rng) for _ in range(self.draws)]), dim=0)
 
     def select(self, index: Tensor) -> Eot:
         """The same for the examples at `index`; their streams continue where they are."""

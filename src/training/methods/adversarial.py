@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from src.attacks.core import ascend
 from src.registry import METHODS, Count, Fraction, Positive
 from src.threat import ThreatModel, column
 from src.training.methods.learner import Learner
@@ -17,14 +18,17 @@ def craft(learner: Learner, x: Tensor, y: Tensor, threat: ThreatModel, steps: in
     """Untargeted examples against label probabilities y, by `steps` steps of step_size * eps from a random start."""
     eps = column(threat.budgets(x), x)
     start = learner.uniform(x) if threat.norm == "linf" else threat.ascent(learner.normal(x))
-    x_adv = threat.project(x + start * eps, x)
+    x_start = threat.project(x + start * eps, x)
     with learner.quiet() as model:
-        for _ in range(steps):
-            leaf = x_adv.detach().requires_grad_()
-            loss = F.cross_entropy(model(leaf), y, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, leaf)
-            x_adv = threat.project(x_adv + step_size * eps * threat.ascent(gradient), x)
-    return x_adv.detach()
+        return ascend(
+            model,
+            x_start,
+            x,
+            threat,
+            lambda logits: F.cross_entropy(logits, y, reduction="none"),
+            steps,
+            step_size * eps,
+        )
 
 
 def mixed(

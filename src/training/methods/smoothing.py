@@ -3,11 +3,11 @@ Shin 2020), SmoothAdv (Salman et al. 2019) and MACER (Zhai et al. 2020), at the 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from src.attacks.core import ascend
+from src.losses import log_mean_probability
 from src.registry import METHODS, Count, NonNegative, Positive
 from src.threat import ThreatModel
 from src.training.methods.learner import Learner
@@ -78,15 +78,15 @@ def smoothadv(
     """
     threat = ThreatModel("l2", eps, learner.bounds)
     noise = sigma * learner.normal(x.repeat_interleave(draws, 0))
-    x_adv = x
+
+    def cross_entropy(logits: Tensor) -> Tensor:
+        return -(log_mean_probability(logits.view(len(x), draws, -1), dim=1) * y).sum(1)
+
     with learner.quiet() as model:
-        for _ in range(steps):
-            leaf = x_adv.detach().requires_grad_()
-            logs = model(leaf.repeat_interleave(draws, 0) + noise).log_softmax(1).view(len(x), draws, -1)
-            mean = logs.logsumexp(1) - math.log(draws)
-            (gradient,) = torch.autograd.grad(-(mean * y).sum(), leaf)
-            x_adv = threat.project(x_adv + 2 * eps / steps * threat.ascent(gradient), x)
-    return learner.loss(learner(x_adv.detach().repeat_interleave(draws, 0) + noise), y.repeat_interleave(draws, 0))
+        x_adv = ascend(
+            lambda x: model(x.repeat_interleave(draws, 0) + noise), x, x, threat, cross_entropy, steps, 2 * eps / steps
+        )
+    return learner.loss(learner(x_adv.repeat_interleave(draws, 0) + noise), y.repeat_interleave(draws, 0))
 
 
 @METHODS.register("macer")
