@@ -50,7 +50,6 @@ def main(config: Config, args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     cli.run(
         main,
-        ["ATTACK", "INVERSION", "DEFENSE", "DATA", "RESULTS"],
         model={"action": "append", "metavar": "NAME", "help": "a model in model_dir; may be repeated (default: all)"},
         self_test={"action": "store_true", "help": "only test whether the attacks find a planted adversarial example"},
     )

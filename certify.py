@@ -49,6 +49,5 @@ def main(config: Config, args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     cli.run(
         main,
-        ["CERTIFY", "DATA", "RESULTS"],
         model={"action": "append", "metavar": "NAME", "help": "a model in model_dir; may be repeated (default: all)"},
     )

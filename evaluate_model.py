@@ -53,7 +53,6 @@ def main(config: Config, args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     cli.run(
         main,
-        ["DATA", "TRAINING", "RESULTS"],
         model={"action": "append", "metavar": "NAME", "help": "a model in model_dir; may be repeated (default: all)"},
         split={"default": "test", "metavar": "SPLIT", "help": "train, validation or test (default: test)"},
     )

@@ -35,4 +35,4 @@ def main(config: Config, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, ["DATA"])
+    cli.run(main)

@@ -84,4 +84,4 @@ def main(config: Config, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, ["TRAINING", "MODEL", "FRONTEND", "DATA", "RESULTS"])
+    cli.run(main)

@@ -118,7 +118,6 @@ if __name__ == "__main__":
     methods = {"nargs": "*", "choices": METHODS, "default": ["gaussian"], "help": "of training (default: gaussian)"}
     cli.run(
         main,
-        ["CERTIFY", "TRAINING", "RESULTS"],
         stages=stages,
         methods=methods,
         report={"action": "store_true", "help": "only write the table and the figure of the results so far"},

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import ctypes
+import inspect
 import os
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -15,19 +18,18 @@ import torch
 from src import config
 
 
-def run(main: Callable[..., Any], sections: list[str], **options: dict[str, Any]) -> None:
+def run(main: Callable[..., Any], **options: dict[str, Any]) -> None:
     """Parse the command line, load the config and call `main(config, args)`.
 
     Args:
-        main: the script's function; its docstring is the description.
-        sections: the config sections it reads, printed by --help.
+        main: the script's function; its docstring is the description, and the keys that it reads are printed by --help.
         options: extra command-line options: name -> argparse keywords.
 
     Exit codes: 0 done; 2 a mistake in the config, a file or the command line; 130 interrupted.
     """
     parser = argparse.ArgumentParser(
         description=main.__doc__,
-        epilog=config.help_text(sections) if {"-h", "--help"} & set(sys.argv) else None,
+        epilog=config.help_text(sections_read(main)) if {"-h", "--help"} & set(sys.argv) else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", default="config.ini", metavar="FILE", help="config file (default: config.ini)")
@@ -50,6 +52,28 @@ def run(main: Callable[..., Any], sections: list[str], **options: dict[str, Any]
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+
+
+def sections_read(main: Callable[..., Any]) -> list[str]:
+    """The config sections that a function reads, itself or through the functions and classes of its script and of
+    src.commands that it names: every `config.section` and `config.component("SECTION", ...)` in their source."""
+    names: set[str] = set()
+    queue: list[Any] = [main]
+    for item in queue:  # it grows on the way
+        namespace = item.__globals__ if inspect.isfunction(item) else vars(sys.modules[item.__module__])
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(item)))):
+            match node:
+                case ast.Attribute(value=ast.Name(id="config") | ast.Attribute(attr="config"), attr=attribute):
+                    names.add(attribute.upper())
+                case ast.Call(func=ast.Attribute(attr="component"), args=[ast.Constant(value=section), *_]):
+                    names.add(str(section))
+            target = namespace.get(node.id) if isinstance(node, ast.Name) else None
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                target = getattr(namespace.get(node.value.id), node.attr, None)
+            in_scope = inspect.isfunction(target) or inspect.isclass(target)
+            if in_scope and target not in queue and target.__module__.startswith((main.__module__, "src.commands")):
+                queue.append(target)
+    return [section for section in config.SECTIONS if section in names]
 
 
 def keep_memory() -> None:

@@ -7,17 +7,20 @@ import csv
 import functools
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
+from src import config
 from tests.conftest import ROOT, SAMPLE_RATE, WORDS, recordings
 
 CONFIG = """[DATA]
@@ -244,13 +247,37 @@ def test_foreign_checkpoint(
     assert "not an Earshot checkpoint" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "script", ["prepare_dataset.py", "train_model.py", "evaluate_model.py", "attack.py", "certify.py"]
-)
-def test_help_lists_what_it_reads(
-    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+SMALL = {
+    "prepare_dataset.py": ["DATA.data_dir=read/clips"],
+    "train_model.py": ["RESULTS.model_dir=read", "TRAINING.epochs=1"],
+    "evaluate_model.py": [],
+    "attack.py": ["ATTACK.stage=log_mel", "ATTACK.eps=0.5", "ATTACK.names=fgsm", "DATA.n_test=2"],
+    "certify.py": ["DATA.n_test=1"],
+}
+"""Settings under which a script reads all its sections in a short run."""
+
+
+@pytest.mark.parametrize("script", SMALL)
+def test_help_lists_the_sections_that_are_read(
+    script: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(ROOT, monkeypatch, script, "--help") == 0
     text = capsys.readouterr().out
     assert "--set SECTION.key=value" in text
-    assert "[DATA]" in text
+    sections_read: set[str] = set()
+
+    class Recorded(config.Config):
+        def __getattribute__(self, name: str) -> Any:
+            if name.upper() in config.SECTIONS:
+                sections_read.add(name.upper())
+            return super().__getattribute__(name)
+
+        def component(self, section: str, name: str) -> dict[str, Any]:
+            sections_read.add(section)
+            return super().component(section, name)
+
+    load = config.load
+    monkeypatch.setattr(config, "load", lambda *args: Recorded(**vars(load(*args))))
+    args = [part for override in [*SMALL[script], "RESULTS.results_dir=read"] for part in ("--set", override)]
+    assert call(workspace, monkeypatch, script, *args) == 0
+    assert set(re.findall(r"^\[(\w+)\]$", text, re.M)) == sections_read
