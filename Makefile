@@ -1,11 +1,11 @@
-# make demo | make test | make check | make bench | make readme | make study CONFIG=experiments/x.ini;
+# make demo | make test | make check | make bench | make docs | make study CONFIG=experiments/x.ini;
 # each creates .venv first, and a second run goes on where the first one stopped.
 PYTHON ?= python3
 CONFIG ?= config.ini
 BIN := .venv/bin
 RUN := $(BIN)/python
 
-.PHONY: demo study test check bench readme clean
+.PHONY: demo study test check bench docs clean
 
 demo: study
 	@echo
@@ -32,8 +32,8 @@ check: .venv/.dev
 bench: .venv/.dev
 	$(RUN) benchmarks/run.py
 
-readme: .venv/.dev
-	$(RUN) tools/readme.py
+docs: .venv/.dev
+	$(RUN) tools/docs.py
 
 .venv/.runtime: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

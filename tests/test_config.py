@@ -166,8 +166,9 @@ def test_help_lists_sections_and_components() -> None:
     assert "log_mel" in text
 
 
-def test_readme_tables_are_in_step() -> None:
-    from tools.readme import renew
+def test_generated_docs_are_in_step() -> None:
+    from tools.docs import reference, with_lists
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert renew(readme) == readme, "run `make readme`"
+    assert with_lists(readme) == readme, "run `make docs`"
+    assert reference() == (ROOT / "docs/config.md").read_text(encoding="utf-8"), "run `make docs`"
