@@ -7,22 +7,23 @@ import argparse
 from src import cli
 from src.config import Config
 from src.datasets.prepare import prepare
-from src.datasets.store import SPLITS
 
 SHOWN = 20
 
 
 def main(config: Config, args: argparse.Namespace) -> None:
-    """Prepare train, validation and test clips from [DATA] source under data_dir. A second run with the same settings
-    and recordings does nothing; otherwise the clips are prepared again."""
+    """Prepare the training, validation and test clips from [DATA] source under data_dir.
+
+    A second run with the same settings and recordings does nothing; otherwise the clips are prepared again.
+    """
     data = config.data
     facts, fresh = prepare(data, config.component("DATA", data.source))
-    counts, skipped = facts["counts"], facts["skipped"]
+    counts, skipped, splits = facts["counts"], facts["skipped"], facts["splits"]
     width = max(len(name) for name in [*facts["classes"], "class"])
-    print(f"{'class':{width}}  " + "  ".join(f"{split:>10}" for split in SPLITS))
+    print(f"{'class':{width}}  " + "  ".join(f"{split:>10}" for split in splits))
     for name in facts["classes"]:
-        print(f"{name:{width}}  " + "  ".join(f"{counts[split][name]:10}" for split in SPLITS))
-    print(f"{'all':{width}}  " + "  ".join(f"{sum(counts[split].values()):10}" for split in SPLITS))
+        print(f"{name:{width}}  " + "  ".join(f"{counts[split][name]:10}" for split in splits))
+    print(f"{'all':{width}}  " + "  ".join(f"{sum(counts[split].values()):10}" for split in splits))
     for entry in skipped[:SHOWN]:
         print(f"skipped {entry['id']}: {entry['reason']}")
     if skipped:

@@ -74,7 +74,7 @@ def test_result_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> None
     root = corpus(tmp_path / "in")
     for workers in (1, 3):
         prepare(settings(tmp_path, data_dir=tmp_path / str(workers)), {"source_dir": root}, workers=workers)
-    for name in writer.FILES:
+    for name in writer.files_of(SPLITS):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
 
 
@@ -208,7 +208,7 @@ def test_two_runs_at_once(tmp_path: Path) -> None:
     with writer.replacing(tmp_path / "store") as folder:
         with pytest.raises(ValueError, match="another run is preparing it"):
             prepare(settings(tmp_path), {"source_dir": root})
-        for name in writer.FILES:
+        for name in writer.files_of(SPLITS):
             (folder / name).write_text("{}")
     assert (tmp_path / "store").is_dir()
 
@@ -225,16 +225,16 @@ def test_full_disk_through_the_script(tmp_path: Path, monkeypatch: pytest.Monkey
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, unlimited[1]))
     try:
         with pytest.raises(SystemExit) as stopped:
-            cli.run(main, ["DATA"])
+            cli.run(main)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert stopped.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.ini", "in"]
 
-    cli.run(main, ["DATA"])
+    cli.run(main)
     assert "prepared in" in capsys.readouterr().out
-    cli.run(main, ["DATA"])
+    cli.run(main)
     assert "already prepared" in capsys.readouterr().out
 
 

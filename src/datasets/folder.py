@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import soundfile
 
 from src.datasets.source import Corpus, Recording, pick
-from src.datasets.splits import by_class, check_shares, seeded_split
+from src.datasets.splits import by_class, check_shares, may_be_empty, seeded_split
 from src.datasets.tree import open_tree
 from src.registry import DATASETS, Fraction
 
@@ -41,8 +41,8 @@ def folder(
 
     Args:
         source_dir: folder (or archive) that holds the class folders.
-        validation: share of each class that validates.
-        test: share of each class that tests.
+        validation: share of each class used for validation.
+        test: share of each class used for testing; 1 uses all clips for testing, and none to train or validate.
         speaker_pattern: regular expression that must match the whole file name without its extension and whose first
             group is the speaker; auto knows Speech Commands, ESC and LibriSpeech; none takes every file for a new
             speaker.
@@ -68,7 +68,7 @@ def folder(
     recordings = [
         Recording(name, labels[name], splits[name], speakers[name]) for name in by_class(list(labels), labels, classes)
     ]
-    return Corpus(tree.stamp, classes, tuple(recordings), tree.audio)
+    return Corpus(tree.stamp, classes, tuple(recordings), tree.audio, may_be_empty=may_be_empty(test))
 
 
 def _patterns(text: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import soundfile
 
 from src.datasets.source import Corpus, Recording, pick
-from src.datasets.splits import by_class, check_shares, seeded_split
+from src.datasets.splits import by_class, check_shares, may_be_empty, seeded_split
 from src.datasets.tree import Folder, open_tree
 from src.registry import DATASETS, Count, Fraction
 
@@ -40,7 +40,7 @@ def librispeech(
         splits_dir: folder of training.txt, validation.txt and testing.txt, one utterance per line; an utterance that
             none of them names is left out. Empty: a seeded split of the utterances of each speaker.
         validation: share of each speaker's utterances used for validation where there are no lists.
-        test: share used for testing where there are no lists.
+        test: share used for testing where there are no lists; 1 uses all for testing, and none to train or validate.
         crops: most clips made of one training utterance: it is cut into this many equal parts, or fewer so that none is
             shorter than a clip, and each part is cropped to its loudest section. Other utterances give one clip.
     """
@@ -69,7 +69,8 @@ def librispeech(
             recordings.append(Recording(name, labels[name], splits[name], labels[name]))
         for i, part in enumerate(parts if len(parts) > 1 else ()):
             recordings.append(Recording(f"{name}#{i}", labels[name], "train", labels[name], part, name))
-    return Corpus(tree.stamp, classes, tuple(recordings), tree.audio)
+    optional = () if splits_dir else may_be_empty(test)
+    return Corpus(tree.stamp, classes, tuple(recordings), tree.audio, may_be_empty=optional)
 
 
 def _split_by_lists(folder: Path, names: dict[str, str]) -> dict[str, str]:

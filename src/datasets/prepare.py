@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from src.datasets.decode import DamagedError, read, to_clip
 from src.datasets.source import Audio, Corpus, Recording
 from src.datasets.store import SPLITS, description
-from src.datasets.writer import SplitWriter, check_replaceable, replacing, write_json
+from src.datasets.writer import SplitWriter, check_replaceable, files_of, replacing, write_json
 from src.files import fingerprint
 from src.registry import DATASETS, Count, Listed, Natural, Positive
 
@@ -88,19 +88,22 @@ def prepare(data: DataSettings, options: Mapping[str, Any], workers: int = 2) ->
         "stamp": corpus.stamp,
         # The list of recordings depends on the source's keys and on the seed.
         "plan": fingerprint(*corpus.recordings),
+        # Left out where it is the usual one, so that stores prepared before corpora declared it are recognized.
+        **({} if corpus.splits == SPLITS else {"splits": list(corpus.splits)}),
     }
     key = fingerprint(str(settings))
-    facts = _prepared(data.data_dir, key)
+    facts = _prepared(data.data_dir, key, corpus.splits)
     if facts:
         if data.strict and facts["skipped"]:
             raise ValueError(f"{_why_skipped(facts['skipped'][0])} (strict = yes)")
         return facts, False
-    _check_splits({split: sum(r.split == split for r in corpus.recordings) for split in SPLITS}, data.source)
+    _check_splits({split: sum(r.split == split for r in corpus.recordings) for split in corpus.splits}, corpus, data)
     with replacing(data.data_dir) as folder:
         counts, skipped = _write(folder, corpus, data, workers)
-        _check_splits({split: sum(counts[split].values()) for split in SPLITS}, data.source)
+        _check_splits({split: sum(counts[split].values()) for split in corpus.splits}, corpus, data)
         facts = {
             "classes": list(corpus.classes),
+            "splits": list(corpus.splits),
             "sample_rate": data.sample_rate,
             "seconds": data.seconds,
             "source": data.source,
@@ -116,11 +119,11 @@ def prepare(data: DataSettings, options: Mapping[str, Any], workers: int = 2) ->
     return facts, True
 
 
-def _prepared(data_dir: Path, key: str) -> dict[str, Any] | None:
+def _prepared(data_dir: Path, key: str, splits: Sequence[str]) -> dict[str, Any] | None:
     """The facts of a complete store with these settings, or None."""
     try:
         facts = description(data_dir)
-        complete = all((data_dir / f"{split}{ending}").is_file() for split in SPLITS for ending in (".npy", ".json"))
+        complete = all((data_dir / name).is_file() for name in files_of(splits))
         return facts if complete and facts["fingerprint"] == key else None
     except (OSError, ValueError, KeyError):
         return None
@@ -130,10 +133,10 @@ def _why_skipped(skipped: Mapping[str, str]) -> str:
     return f"{skipped['id']}: {skipped['reason']}"
 
 
-def _check_splits(counts: Mapping[str, int], source: str) -> None:
+def _check_splits(counts: Mapping[str, int], corpus: Corpus, data: DataSettings) -> None:
     for split, n in counts.items():
-        if not n:
-            raise ValueError(f"{source}: the split '{split}' is empty (clips: {counts})")
+        if not n and split not in corpus.may_be_empty:
+            raise ValueError(f"{data.source}: the split '{split}' is empty (clips: {counts})")
 
 
 def _write(
@@ -142,13 +145,13 @@ def _write(
     """Write all splits. Returns the counts per split and class, and the skipped recordings with their reasons."""
     recordings, n_samples = corpus.recordings, round(data.seconds * data.sample_rate)
     label_of = {name: i for i, name in enumerate(corpus.classes)}
-    counts = {split: dict.fromkeys(corpus.classes, 0) for split in SPLITS}
-    rows, sizes = [], dict.fromkeys(SPLITS, 0)
+    counts = {split: dict.fromkeys(corpus.classes, 0) for split in corpus.splits}
+    rows, sizes = [], dict.fromkeys(corpus.splits, 0)
     for recording in recordings:
         rows.append(sizes[recording.split])
         sizes[recording.split] += 1
     skipped: dict[int, dict[str, str]] = {}
-    writers = {split: SplitWriter(folder, split, n_samples) for split in SPLITS}
+    writers = {split: SplitWriter(folder, split, n_samples) for split in corpus.splits}
     done = set()
     try:
         with closing(_decoded(corpus, data.sample_rate, n_samples, workers)) as clips:

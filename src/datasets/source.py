@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from src.datasets.store import SPLITS
 from src.registry import choose
 
 
@@ -30,7 +31,7 @@ class Recording:
     Attributes:
         id: unique name, usually the path inside the corpus.
         label: class name.
-        split: train, validation or test.
+        split: one of the splits that the corpus declares.
         speaker: who speaks, or "" where unknown.
         part: (first frame, frames) of the file `file`; None for all of it.
         file: path inside the corpus where it is not the id.
@@ -58,6 +59,8 @@ class Corpus:
         recordings: what to prepare, in the order of the store.
         audio: recordings -> (position, audio) of each, in any order; iterated over once.
         synthetic: whether the speech is synthetic.
+        splits: names of the splits, or roles, that the recordings have.
+        may_be_empty: the splits that need not have any recording.
     """
 
     stamp: str
@@ -65,6 +68,8 @@ class Corpus:
     recordings: tuple[Recording, ...]
     audio: Callable[[Sequence[Recording]], Iterator[tuple[int, Audio]]]
     synthetic: bool = False
+    splits: tuple[str, ...] = SPLITS
+    may_be_empty: tuple[str, ...] = ()
 
 
 def pick(include: Sequence[str] | None, available: Sequence[str], kind: str) -> tuple[str, ...]:

@@ -37,11 +37,13 @@ def seeded_split(
         labels: clip id -> class.
         groups: clip id -> speaker; a clip without one is its own group.
         validation: share of the clips of each class used for validation, 0 to 1.
-        test: the same for testing.
+        test: the same for testing; 1 makes every clip a test clip, whatever `validation` says.
 
     Returns:
         clip id -> split.
     """
+    if test == 1:
+        return dict.fromkeys(labels, "test")
     shares = dict(zip(SPLITS, (1 - validation - test, validation, test), strict=True))
     members: dict[str, list[str]] = defaultdict(list)
     for clip in sorted(labels):
@@ -67,11 +69,16 @@ def seeded_split(
 
 
 def check_shares(validation: float, test: float) -> None:
-    """Raises ValueError where no clips are left to train on."""
-    if validation + test >= 1:
+    """Raises ValueError where no clips are left to train on; test = 1 asks for test clips only."""
+    if test < 1 and validation + test >= 1:
         raise ValueError(
             f"validation and test take {validation:g} + {test:g} of the clips: nothing is left to train on"
         )
+
+
+def may_be_empty(test: float) -> tuple[str, ...]:
+    """The splits that need no clips, given the share of the test clips."""
+    return ("train", "validation") if test == 1 else ()
 
 
 def by_class(ids: Sequence[str], labels: Mapping[str, str], classes: Sequence[str]) -> list[str]:

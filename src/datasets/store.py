@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from src.files import fingerprint
+from src.registry import choose
 
 SPLITS = ("train", "validation", "test")
+"""The splits of most corpora; a corpus may declare others, such as background or enrolment."""
 FULL_SCALE = 32768
 
 
@@ -86,7 +88,7 @@ class Clips:
 
 
 def description(data_dir: Path) -> dict[str, Any]:
-    """The content of dataset.json.
+    """The content of dataset.json; `splits` names the splits of the store.
 
     Raises:
         FileNotFoundError: nothing prepared there.
@@ -99,7 +101,9 @@ def description(data_dir: Path) -> dict[str, Any]:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError(f"{path}: damaged; delete {data_dir} and run prepare_dataset.py again") from None
-    return facts
+    if isinstance(facts, dict):
+        return {"splits": list(SPLITS), **facts}  # stores prepared before corpora declared their splits
+    raise ValueError(f"{path}: damaged; delete {data_dir} and run prepare_dataset.py again")
 
 
 def load(data_dir: Path, split: str) -> Clips:
@@ -109,9 +113,8 @@ def load(data_dir: Path, split: str) -> Clips:
         FileNotFoundError: nothing prepared there.
         ValueError: an unknown or empty split, or a damaged store.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split '{split}' (choices: {', '.join(SPLITS)})")
     facts = description(data_dir)
+    choose(split, facts["splits"], "split")
     try:
         index = json.loads((data_dir / f"{split}.json").read_text(encoding="utf-8"))
         samples = np.load(data_dir / f"{split}.npy", mmap_mode="r", allow_pickle=False)
@@ -122,7 +125,9 @@ def load(data_dir: Path, split: str) -> Clips:
             f"{data_dir}: damaged split '{split}' ({error}); delete the folder and prepare again"
         ) from None
     if not len(samples):
-        raise ValueError(f"{data_dir}: the split '{split}' is empty")
+        sizes = ", ".join(f"{name} {sum(facts['counts'][name].values())}" for name in facts["splits"])
+        kind = "training" if split == "train" else split
+        raise ValueError(f"{data_dir}: there are no {kind} clips, the split '{split}' is empty (clips: {sizes})")
     return Clips(
         samples,
         torch.tensor(index["labels"]),

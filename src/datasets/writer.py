@@ -8,16 +8,19 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from src.datasets.store import SPLITS
+from src.datasets.store import SPLITS, description
 from src.files import write_atomically
 
-FILES = {"dataset.json", *(f"{split}{ending}" for split in SPLITS for ending in (".npy", ".json"))}
+
+def files_of(splits: Iterable[str]) -> set[str]:
+    """The files of a store with these splits."""
+    return {"dataset.json", *(f"{split}{ending}" for split in splits for ending in (".npy", ".json"))}
 
 
 def header(n: int, n_samples: int) -> bytes:
@@ -82,7 +85,11 @@ def check_replaceable(data_dir: Path) -> None:
     if data_dir.is_file():
         raise NotADirectoryError(f"{data_dir}: data_dir is a file")
     names = sorted(path.name for path in data_dir.iterdir()) if data_dir.is_dir() else []
-    foreign = [name for name in names if name not in FILES]
+    known = files_of(SPLITS)
+    if "dataset.json" in names:
+        with contextlib.suppress(ValueError):  # a damaged description
+            known |= files_of(description(data_dir)["splits"])
+    foreign = [name for name in names if name not in known]
     if foreign:
         raise ValueError(f"{data_dir}: holds other files ({', '.join(foreign[:3])} ...); choose a new data_dir")
 
