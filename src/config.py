@@ -174,6 +174,12 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
         text.setdefault(section, {})[key] = value.strip()
         places[section, key] = places[section, ""] = f"--set {override}"
     values = {section: _typed(section, text[section], places) for section in text}
+    for section in values.keys() - SECTIONS.keys():
+        kind, _, name = section.partition(".")
+        try:
+            COMPONENTS[kind].check_options(name, values[section])
+        except ValueError as error:
+            raise ValueError(f"{places[section, '']}: [{section}] {error}") from None
     sections = {}
     for section, settings_class in SECTIONS.items():
         try:

@@ -4,10 +4,14 @@ that an attack climbs: larger is nearer to success. With `targeted`, y holds the
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+LossName = Literal["cross_entropy", "margin", "dlr"]
 
 
 def cross_entropy(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
@@ -45,7 +49,11 @@ def log_mean_probability(logits: Tensor, dim: int) -> Tensor:
     return logits.log_softmax(-1).logsumexp(dim) - math.log(logits.shape[dim])
 
 
-LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+LOSSES: dict[LossName, Callable[[Tensor, Tensor, bool], Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+}
 
 
 def fooled(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:

@@ -32,14 +32,22 @@ class RandomStreams:
         ids: one id per example.
         purpose: what the numbers are for ("pgd", "certify sigma=0.5"), so that uses do not share a stream.
         device: where the numbers are drawn; CUDA streams differ from CPU streams.
+        generators: streams that exist already, one per example; new ones are seeded where there are none.
     """
 
-    def __init__(self, seed: int, ids: Sequence[str], purpose: str, device: torch.device | str = "cpu"):
-        self.generators = []
-        for example in ids:
-            generator = torch.Generator(device=device)
-            generator.manual_seed(derive_seed(seed, example, purpose))
-            self.generators.append(generator)
+    def __init__(
+        self,
+        seed: int,
+        ids: Sequence[str],
+        purpose: str,
+        device: torch.device | str = "cpu",
+        *,
+        generators: Sequence[torch.Generator] | None = None,
+    ):
+        self.seed, self.ids, self.purpose = seed, tuple(ids), purpose
+        if generators is None:
+            generators = [torch.Generator(device).manual_seed(derive_seed(seed, i, purpose)) for i in ids]
+        self.generators = list(generators)
 
     def __len__(self) -> int:
         return len(self.generators)
@@ -47,9 +55,8 @@ class RandomStreams:
     def select(self, index: Tensor) -> RandomStreams:
         """The streams of the examples at `index` (long or bool tensor [batch]); they go on where they stand."""
         chosen = index.nonzero().flatten() if index.dtype == torch.bool else index
-        view = object.__new__(RandomStreams)
-        view.generators = [self.generators[i] for i in chosen.tolist()]
-        return view
+        ids, generators = [self.ids[i] for i in chosen.tolist()], [self.generators[i] for i in chosen.tolist()]
+        return RandomStreams(self.seed, ids, self.purpose, generators=generators)
 
     def uniform(self, like: Tensor) -> Tensor:
         """Uniform on [0, 1), shaped as `like` [batch, ...]."""

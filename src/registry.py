@@ -9,7 +9,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -17,6 +17,8 @@ from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator
 
 F = TypeVar("F", bound=Callable[..., Any])
+Check = Callable[[Mapping[str, Any]], None]
+"""Raises ValueError where options contradict each other. It gets all of them, the defaults included."""
 
 # Annotations of ranges; they let a signature state what a value may be.
 Count = Annotated[int, Ge(1)]
@@ -93,14 +95,21 @@ class Registry:
     def __init__(self, kind: str, package: str):
         self.kind, self.package = kind, package
         self._builders: dict[str, Callable[..., Any]] = {}
+        self._checks: dict[str, Check] = {}
         self._loaded = False
 
-    def register(self, name: str) -> Callable[[F], F]:
-        """Decorator that registers a builder under `name`."""
+    def register(self, name: str, *, check_options: Check | None = None) -> Callable[[F], F]:
+        """Decorator that registers a builder under `name`.
+
+        Args:
+            check_options: refuses options that are legal one by one but not together, before any work.
+        """
 
         def enter(builder: F) -> F:
             assert name not in self._builders, f"{self.kind} '{name}' is registered twice"
             self._builders[name] = builder
+            if check_options:
+                self._checks[name] = check_options
             return builder
 
         return enter
@@ -127,6 +136,17 @@ class Registry:
     def keys(self, name: str) -> list[Key]:
         """The config keys of one builder."""
         return keys_of(self[name])
+
+    def check_options(self, name: str, options: Mapping[str, Any]) -> None:
+        """Refuse options of one builder that contradict each other; those not given have their defaults.
+
+        Raises:
+            ValueError: says which.
+        """
+        parameters = inspect.signature(self[name]).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        if name in self._checks:
+            self._checks[name](defaults | dict(options))
 
     @property
     def Name(self) -> Any:  # noqa: N802 - it is a type

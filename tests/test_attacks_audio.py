@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,20 +13,23 @@ from src.attacks.audio.over_the_air import padded, play, playback
 from src.attacks.audio.psychoacoustic import Masking
 from src.attacks.controls.time_shuffled import shuffled
 from src.attacks.gradients.universal import _placed
+from src.datasets.store import FULL_SCALE, Clips, to_int16
+from src.evaluation import AttackSettings, Evaluation, with_options
 from src.perception import snr
 from src.random_streams import RandomStreams
-from src.registry import ATTACKS
-from src.threat import ThreatModel, norm_of
+from src.registry import ATTACKS, INVERSIONS
+from src.threat import Budget, ThreatModel, norm_of
+from src.victims.victim import Victim
 
 RATE = 4000
 TIME = 4096
 AUDIO = ("psychoacoustic", "snr_pgd", "band_limited", "over_the_air", "time_shift", "gain_mask", "time_shuffled")
 KEYS: dict[str, dict[str, object]] = {
-    "psychoacoustic": {"sample_rate": RATE, "n_fft": 512, "steps": 20, "masking_steps": 20},
+    "psychoacoustic": {"n_fft": 512, "steps": 20, "masking_steps": 20},
     "snr_pgd": {"steps": 20, "snr_db": 15.0},
-    "band_limited": {"sample_rate": RATE, "low_hz": 500.0, "high_hz": 1500.0, "steps": 20},
-    "over_the_air": {"sample_rate": RATE, "steps": 10, "draws": 2, "low_hz": 100.0, "high_hz": 1800.0},
-    "time_shift": {"sample_rate": RATE, "steps": 10, "draws": 2},
+    "band_limited": {"low_hz": 500.0, "high_hz": 1500.0, "steps": 20},
+    "over_the_air": {"steps": 10, "draws": 2, "low_hz": 100.0, "high_hz": 1800.0},
+    "time_shift": {"steps": 10, "draws": 2},
     "gain_mask": {"n_fft": 256, "hop_length": 64, "steps": 60},
     "universal": {"steps": 20},
 }
@@ -61,7 +65,8 @@ def run(
     **keys: object,
 ) -> Tensor:
     streams = RandomStreams(0, [str(i) for i in ids or range(len(x))], name)
-    return ATTACKS[name](Net(), x, y, threat, rng=streams, targeted=targeted, **{**KEYS.get(name, {}), **keys})
+    attack = with_options(name, {**KEYS.get(name, {}), **keys}, sample_rate=RATE)
+    return attack(Net(), x, y, threat, rng=streams, targeted=targeted)
 
 
 @pytest.mark.parametrize("name", [*AUDIO, "universal"])
@@ -84,7 +89,6 @@ def test_the_batch_changes_nothing(name: str, batch: tuple[Tensor, Tensor]) -> N
     whole = run(name, x, y, threat)
     alone = run(name, x[4:5], y[4:5], threat, ids=[4])
     assert norm_of(whole[4:5] - alone, "l2") < 0.02 * norm_of(whole[4:5] - x[4:5], "l2")
-    assert getattr(ATTACKS[name], "per_example", True)
 
 
 @pytest.mark.parametrize("name", [n for n in AUDIO if n != "time_shuffled"])
@@ -136,7 +140,7 @@ def test_nothing_outside_the_band(norm: str, inside: bool, batch: tuple[Tensor, 
     assert (leak < -60).all(), leak
     torch.testing.assert_close(norm_of(x_adv - x, norm), x.new_full((6,), float(threat.eps)))
     with pytest.raises(ValueError, match="no frequency"):
-        run("band_limited", x, y, threat, low_hz=3000.0, high_hz=3001.0)
+        run("band_limited", x, y, threat, low_hz=700.5, high_hz=701.0)
 
 
 def test_masking_stage_sinks_the_perturbation(batch: tuple[Tensor, Tensor]) -> None:
@@ -144,7 +148,7 @@ def test_masking_stage_sinks_the_perturbation(batch: tuple[Tensor, Tensor]) -> N
     threat = ThreatModel("linf", 0.2, (-1.0, 1.0))
     first = run("psychoacoustic", x, y, threat, masking_steps=0)
     both = run("psychoacoustic", x, y, threat, masking_steps=60)
-    masking = Masking(x, RATE, 512)
+    masking = Masking.of(x, RATE, 512)
     assert (Net()(both).argmax(1) != y).all()
     assert (masking.loss(both - x) < masking.loss(first - x)).all()
     assert (masking.share(both - x) < masking.share(first - x)).all()
@@ -219,7 +223,6 @@ def test_one_perturbation_for_all(batch: tuple[Tensor, Tensor]) -> None:
         assert (Net()(x_adv).argmax(1) == 0).all()
     rolled = x + _placed(delta[:1], torch.tensor([[0], [7], [100], [999], [2000], [4000]]), 6)
     assert (Net()(rolled).argmax(1) == 0).all()
-    assert ATTACKS["universal"].per_example is False  # type: ignore[attr-defined]
 
 
 def test_placing_is_rolling() -> None:
@@ -255,6 +258,38 @@ def test_shuffling_keeps_every_entry_and_the_mask() -> None:
     x, y = torch.zeros(2, TIME), torch.zeros(2, dtype=torch.long)
     with pytest.raises(ValueError, match="another"):
         run("time_shuffled", x, y, ThreatModel("l2", 1.0), attack="time_shuffled")
+
+
+def test_the_band_is_that_of_the_data() -> None:
+    """A band of 8 kHz data, through the program: its sample rate is the victim's."""
+    rate, net = 8000, nn.Sequential(nn.Linear(4096, 3))
+    victim = Victim([], net, classes="abc", sample_rate=rate, n_samples=4096)
+    samples = to_int16(np.random.default_rng(0).normal(0, 0.1, (3, 4096)))
+    with torch.no_grad():
+        y = victim(torch.from_numpy(samples.astype(np.float32) / FULL_SCALE)).argmax(1)
+    clips = Clips(samples, y, torch.full((3,), 4096), ("a", "b", "c"), ("a", "b", "c"), rate, False, "test")
+    evaluation = Evaluation(victim, AttackSettings(speech=False), INVERSIONS["gain_mask"], torch.device("cpu"))
+    options = {"low_hz": 2000.0, "high_hz": 3000.0, "steps": 3, "early_exit": False}
+    outcomes = evaluation.run(clips, "band_limited", options, Budget(0.01), lambda _, x: x)
+    delta = np.stack([outcome.x_adv - outcome.x for outcome in outcomes])
+    power = np.abs(np.fft.rfft(delta)) ** 2
+    frequency = np.fft.rfftfreq(4096, 1 / rate)
+    assert power.sum() > 0
+    assert power[:, (frequency >= 2000) & (frequency <= 3000)].sum() > 0.999 * power.sum()
+
+
+def test_bands_that_cannot_be() -> None:
+    x, y, threat = torch.zeros(2, 100), torch.zeros(2, dtype=torch.long), ThreatModel("linf", 0.1)
+    with pytest.raises(ValueError, match="high_hz = 3000 is beyond half the sample rate of the clips, 2000 Hz"):
+        run("band_limited", x, y, threat, low_hz=2000.0, high_hz=3000.0)
+    with pytest.raises(ValueError, match="low_hz = 900 must be below high_hz = 900"):
+        run("band_limited", x, y, threat, low_hz=900.0, high_hz=900.0)
+
+
+def test_another_attack_shuffled_gets_the_sample_rate(batch: tuple[Tensor, Tensor]) -> None:
+    x, y = batch
+    x_adv = run("time_shuffled", x, y, ThreatModel("linf", 0.02), attack="time_shift")
+    assert (norm_of(x_adv - x, "linf") > 0.01).all()
 
 
 @pytest.mark.parametrize("name", ["psychoacoustic", "band_limited", "over_the_air", "time_shift", "gain_mask"])

@@ -88,6 +88,25 @@ def test_experiments_are_valid(path: Path) -> None:
         ("[TRAINING]\noptimizer = adm\n", ":2", "did you mean 'adam'"),
         ("[ATTACK]\neps = loud\n", ":2", "no budget"),
         ("[CERTIFY]\nalpha = 2\n", ":2", "alpha"),
+        ("[ATTACK.pgd]\nsteps = 3\nrestarts = 3\nrandom_start = no\n", ":1", "restarts need random_start"),
+        ("[DATA]\n[ATTACK.apgd]\nrestarts = 3\nrandom_start = no\n", ":2", "restarts need random_start"),
+        ("[ATTACK.genetic]\npopulation = 1\n", ":2", "greater than or equal to 2"),
+        ("[ATTACK.time_shuffled]\nattack = time_shuffled\n", ":1", "name another attack"),
+        ("[ATTACK.time_shuffled]\nattack = universal\n", ":1", "name another attack"),
+        ("[ATTACK.band_limited]\nlow_hz = 3000\nhigh_hz = 2000\n", ":1", "low_hz = 3000 must be below high_hz = 2000"),
+        ("[ATTACK.band_limited]\nlow_hz = 9000\n", ":1", "low_hz = 9000 must be below high_hz = 8000"),
+        ("[ATTACK.band_limited]\nsample_rate = 8000\n", ":2", "unknown key in [ATTACK.band_limited] 'sample_rate'"),
+        ("[ATTACK]\nnames = pgd, band_limited\nstage = log_mel\n", ":1", "band_limited perturbs waveforms"),
+        ("[ATTACK]\nnames = pgd, square\nnorm = l1\n", ":1", "square has no norm l1 (choices: linf, l2)"),
+        ("[ATTACK]\nnames = pgd, kenansville\ntargeted = yes\n", ":1", "kenansville cannot aim"),
+        ("[ATTACK]\nnorm = l1\neps = 30 dB\n", ":1", "an eps in dB needs the norm"),
+        ("[FRONTEND.log_mel]\nnormalize = bandmean\n", ":2", "did you mean 'band_mean'"),
+        ("[FRONTEND.log_mel]\nlog = dezibel\n", ":2", "choices: natural, db, db_max"),
+        ("[FRONTEND.mfcc]\nn_mfcc = 50\n", ":1", "n_mfcc (50) must not exceed n_mels (40)"),
+        ("[FRONTEND.log_mel]\nhop_length = 500\n", ":1", "need hop_length <= win_length <= n_fft"),
+        ("[FRONTEND.log_mel]\nf_min = 5000\nf_max = 4000\n", ":1", "need f_min < f_max"),
+        ("[DEFENSE.median]\nwidth = 4\n", ":1", "must be odd, got 4"),
+        ("[DEFENSE.lowpass]\npass_hz = 5000\n", ":1", "need pass_hz < stop_hz, got 5000 and 4500"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, place: str, message: str) -> None:
@@ -103,7 +122,7 @@ def test_overrides(tmp_path: Path) -> None:
     loaded = config.load(path, ["DATA.seconds=0.5", "ATTACK.pgd.steps = 7"])
     assert loaded.data.seconds == 0.5
     assert loaded.component("ATTACK", "pgd") == {"steps": 7}
-    for wrong in ("DATA.secnds=1", "seconds=1", "DATA.seconds"):
+    for wrong in ("DATA.secnds=1", "seconds=1", "DATA.seconds", "DEFENSE.median.width=4"):
         with pytest.raises(ValueError, match="--set"):
             config.load(path, [wrong])
 

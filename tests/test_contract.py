@@ -3,13 +3,15 @@ seed, singly or in a batch; inputs, parameters and mode untouched; any rank."""
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from src.evaluation import AttackSettings
+from src.attacks.core import spec_of
+from src.evaluation import AttackSettings, with_options
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
@@ -18,7 +20,8 @@ QUICK = {
     "steps": 4, "queries": 100, "search_steps": 2, "masking_steps": 3, "rounds": 3, "iterations": 5, "targets": 2,
     "shrink_steps": 2, "refine": 3,
 }  # fmt: skip
-CASES = [(name, norm) for name in ATTACKS.names() for norm in ATTACKS[name].norms]
+SPECS = {name: spec_of(name) for name in ATTACKS.names()}
+CASES = [(name, norm) for name, spec in SPECS.items() for norm in spec.norms]
 EPS = {"linf": 0.02, "l2": 0.4, "l1": 6.0, "l0": 40.0}
 
 
@@ -50,10 +53,10 @@ def quick(name: str) -> dict[str, int]:
 
 
 def run(
-    name: str, net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, ids: str = "abcd", **keys: bool
+    name: str, net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, ids: str = "abcd", targeted: bool = False
 ) -> Tensor:
     rng = RandomStreams(0, ids, name)
-    return ATTACKS[name](net, x, y, threat, **{"rng": rng, "targeted": False, **quick(name), **keys})
+    return with_options(name, quick(name), sample_rate=16000)(net, x, y, threat, rng=rng, targeted=targeted)
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
@@ -73,7 +76,7 @@ def test_waveforms(name: str, norm: str) -> None:
         assert torch.equal(old, new)
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
     assert [module.training for module in net.modules()] == modes
-    if getattr(ATTACKS[name], "per_example", True):
+    if not SPECS[name].fitted:
         for i in (0, 3):
             only = torch.tensor([i])
             alone = run(name, net, x[only], y[only], threat.select(only), "abcd"[i])
@@ -83,13 +86,12 @@ def test_waveforms(name: str, norm: str) -> None:
 @pytest.mark.parametrize("name", ATTACKS.names())
 def test_spectra(name: str) -> None:
     net, x, y, mask = problem(8, 32)
-    threat = ThreatModel(ATTACKS[name].norms[0], EPS[ATTACKS[name].norms[0]], (-0.5, math.inf), mask)
-    try:
-        x_adv = run(name, net, x, y, threat)
-    except ValueError as error:  # made for waveforms: says so
-        if "waveform" not in str(error):
-            raise
+    threat = ThreatModel(SPECS[name].norms[0], EPS[SPECS[name].norms[0]], (-0.5, math.inf), mask)
+    if SPECS[name].stages == "waveform":
+        with pytest.raises(ValueError, match="waveform"):
+            run(name, net, x, y, threat)
         return
+    x_adv = run(name, net, x, y, threat)
     assert threat.contains(x_adv, x).all()
     assert torch.equal(x_adv[..., 24:], x[..., 24:])
 
@@ -97,32 +99,76 @@ def test_spectra(name: str) -> None:
 @pytest.mark.parametrize("name", ATTACKS.names())
 def test_empty_batch_wrong_norm_and_targets(name: str) -> None:
     net, x, y, _ = problem(640)
-    norm = ATTACKS[name].norms[0]
+    norm = SPECS[name].norms[0]
     assert run(name, net, x[:0], y[:0], ThreatModel(norm, 0.1, (-0.5, 0.5)), "").shape == (0, 640)
-    wrong = next((n for n in EPS if n not in ATTACKS[name].norms), None)
+    wrong = next((n for n in EPS if n not in SPECS[name].norms), None)
     if wrong:
         with pytest.raises(ValueError, match="choices"):
             run(name, net, x, y, ThreatModel(wrong, 0.1))
-        if ATTACKS[name].kind == "budget":
-            with pytest.raises(ValueError, match=wrong):
-                AttackSettings(names=(name,), norm=wrong)
-    if not ATTACKS[name].targetable:
+    if not SPECS[name].targetable:
         with pytest.raises(ValueError, match="target"):
             run(name, net, x, y, ThreatModel(norm, 0.1), targeted=True)
 
 
-@pytest.mark.parametrize("name", [n for n in ATTACKS.names() if ATTACKS[n].targetable])
+@pytest.mark.parametrize("name", ATTACKS.names())
+def test_the_config_is_checked_against_the_spec(name: str) -> None:
+    spec = SPECS[name]
+    natural = spec.norms[0]
+    assert AttackSettings(names=(name,), norm=natural).names == (name,)
+    for norm in sorted(set(EPS) - set(spec.norms)):
+        if spec.has_budget:
+            with pytest.raises(ValueError, match=f"{name} has no norm {norm}"):
+                AttackSettings(names=("fgsm", name) if norm in SPECS["fgsm"].norms else (name,), norm=norm)
+        else:  # it uses its own
+            assert AttackSettings(names=(name,), norm=norm).norm == norm
+    if not spec.targetable:
+        with pytest.raises(ValueError, match=f"{name} cannot aim"):
+            AttackSettings(names=(name,), norm=natural, targeted=True)
+    if spec.stages == "waveform":
+        with pytest.raises(ValueError, match=f"{name} perturbs waveforms"):
+            AttackSettings(names=("pgd", name), norm=natural, stage="log_mel")
+
+
+class Watched:
+    """A model that notes what is asked of it."""
+
+    def __init__(self, net: nn.Module):
+        self.net, self.calls, self.differentiated = net, 0, False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.differentiated |= x.requires_grad
+        return self.net(x)
+
+
+@pytest.mark.parametrize("name", ATTACKS.names())
+def test_the_spec_says_what_the_attack_takes(name: str) -> None:
+    net, x, y, _ = problem(640)
+    spec, model = SPECS[name], Watched(net)
+    assert (spec.name, spec.kind == "control") == (name, "Control:" in (ATTACKS[name].__doc__ or ""))
+    x_adv = run(name, model, x, y, ThreatModel(spec.norms[0], EPS[spec.norms[0]], (-0.5, 0.5)))
+    assert model.differentiated == (spec.access == "gradients")
+    assert (model.calls == 0) == (spec.access == "none")
+    if spec.access == "labels":  # the size of the logits decides nothing
+        assert torch.equal(
+            run(name, lambda x: 7 * net(x), x, y, ThreatModel(spec.norms[0], EPS[spec.norms[0]], (-0.5, 0.5))), x_adv
+        )
+    assert spec.needs_sample_rate == ("sample_rate" in inspect.signature(ATTACKS[name]).parameters)
+    assert "sample_rate" not in {key.name for key in ATTACKS.keys(name)}
+
+
+@pytest.mark.parametrize("name", [n for n in ATTACKS.names() if SPECS[n].targetable])
 def test_targeted_runs(name: str) -> None:
     net, x, y, _ = problem(640)
-    threat = ThreatModel(ATTACKS[name].norms[0], EPS[ATTACKS[name].norms[0]], (-0.5, 0.5))
+    threat = ThreatModel(SPECS[name].norms[0], EPS[SPECS[name].norms[0]], (-0.5, 0.5))
     x_adv = run(name, net, x, (y + 1) % 5, threat, targeted=True)
     assert threat.contains(x_adv, x).all()
 
 
-@pytest.mark.parametrize("name", [n for n in ATTACKS.names() if ATTACKS[n].kind == "minimum_norm"])
+@pytest.mark.parametrize("name", [n for n in ATTACKS.names() if SPECS[n].kind == "minimum_norm"])
 def test_minimum_norm_without_a_budget(name: str) -> None:
     net, x, y, _ = problem(640)
-    x_adv = run(name, net, x, y, ThreatModel(ATTACKS[name].norms[0], math.inf, (-0.5, 0.5)))
+    x_adv = run(name, net, x, y, ThreatModel(SPECS[name].norms[0], math.inf, (-0.5, 0.5)))
     assert ThreatModel(bounds=(-0.5, 0.5)).contains(x_adv, x).all()
 
 

@@ -172,8 +172,9 @@ def test_the_judge_does_not_trust_the_attack(
     def cheat(model, x, y, threat, *, rng, targeted):
         return -x.flip(1)
 
-    cheat.norms, cheat.kind = ("linf",), "budget"
-    monkeypatch.setitem(ATTACKS._builders, "random_uniform", cheat)
+    monkeypatch.setitem(
+        ATTACKS._builders, "random_uniform", core.RegisteredAttack(core.spec_of("random_uniform"), cheat)
+    )
     rows = [o.row for o in outcomes(victim, clips, tmp_path, "random_uniform", "0.001")]
     assert not any(row["feasible"] for row in rows if row["correct"])
     assert not any(row["success_stage"] or row["success_wav"] for row in rows)
@@ -188,7 +189,7 @@ def test_inversion_only_control_and_stage_error(victim: Victim, clips: Clips, tm
 
 
 def test_counter_counts_per_example() -> None:
-    counter = Counter(lambda x: x * 2, 4)
+    counter = Counter.of(lambda x: x * 2, 4)
     core.gradient(counter, torch.ones(4, 3), lambda z: z.sum(1))
     part = counter.select(torch.tensor([2, 3])).select(torch.tensor([1]))
     part(torch.ones(1, 3))

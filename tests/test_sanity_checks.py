@@ -55,7 +55,6 @@ def signs(found: list[sanity_checks.Indicator]) -> set[str]:
 
 
 PGD = partial(ATTACKS["pgd"], steps=40)
-PGD.kind = "budget"  # type: ignore[attr-defined]
 
 
 def test_a_sound_evaluation_shows_no_sign() -> None:
@@ -87,7 +86,6 @@ def test_detached_front_end() -> None:
 def test_three_tiny_steps() -> None:
     chain, x, y = setup()
     weak = partial(ATTACKS["pgd"], steps=3, step=0.03, random_start=False)
-    weak.kind = "budget"  # type: ignore[attr-defined]
     found = sanity_checks.check(weak, chain, chain, x, y, THREAT, streams=streams)
     assert {"reach", "incomplete"} <= signs(found)
 

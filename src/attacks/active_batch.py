@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from src.attacks.core import Best, Model, gradient, narrow
-from src.losses import LOSSES, fooled, margin
+from src.losses import LOSSES, LossName, fooled, margin
 from src.random_streams import RandomStreams
 from src.threat import ThreatModel
 
@@ -41,7 +41,7 @@ class ActiveBatch:
         self.model, self.x, self.y, self.threat = model, x, y, threat
         self.rng, self.targeted = rng, targeted
         self.index = torch.arange(len(x), device=x.device)
-        self.whole = self.best = Best(x) if best is None else best
+        self.whole = self.best = Best.of(x) if best is None else best
 
     def __len__(self) -> int:
         return len(self.x)
@@ -70,7 +70,7 @@ class ActiveBatch:
         self.whole.put(self.index, self.best)
         return self.whole.x
 
-    def look(self, x_adv: Tensor, loss: str, first: bool) -> Tensor:
+    def look(self, x_adv: Tensor, loss: LossName, first: bool) -> Tensor:
         """The gradient of the loss at x_adv, which enters `best`; with `first` the first success stays there."""
         grad, value, logits = gradient(self.model, x_adv, lambda logits: LOSSES[loss](logits, self.y, self.targeted))
         self.best.update(x_adv, value, fooled(logits, self.y, self.targeted), first)

@@ -1,67 +1,157 @@
-"""What the attacks share: their registration, the gradient with respect to the input, and the best iterate so far."""
+"""What the attacks share: their specification and registration, the gradient with respect to the input, and the best
+iterate so far."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from src.random_streams import RandomStreams
-from src.registry import ATTACKS, choose
+from src.registry import ATTACKS, Check
 from src.threat import ThreatModel, column
 
 Model = Callable[[Tensor], Tensor]
 """From inputs [batch, ...] to logits [batch, classes]. One that keeps something per example (counts, random streams)
-has a method `select(index)` that gives the same model for the examples at `index`."""
+is `PerExample` too."""
 AttackFunction = Callable[..., Tensor]
+"""`attack(model, x, y, threat, *, rng, targeted, <config keys>) -> x_adv`."""
+T = TypeVar("T")
+
+
+@runtime_checkable
+class PerExample(Protocol):
+    """A model or a state that keeps something for every example of the batch."""
+
+    def select(self, index: Tensor) -> Self:
+        """The same for the examples at `index` [batch] long."""
+        ...
+
+
+@dataclass(frozen=True)
+class AttackSpec:
+    """What an attack is and what it can do, declared once at its registration.
+
+    Attributes:
+        name: in the config.
+        kind: stay within a budget; find the smallest perturbation that succeeds; or, as a control, perturb at random
+            within the budget: what an attack has to beat.
+        norms: of the perturbation, that the attack works in; the first is its natural one.
+        targetable: whether it can aim at a label.
+        access: what it needs from the model.
+        stages: the representations it makes sense at.
+        fitted: one result learned from training clips, not one per example.
+        needs_sample_rate: whether it takes the keyword `sample_rate`, Hz, which the program supplies.
+    """
+
+    name: str
+    kind: Literal["budget", "minimum_norm", "control"]
+    norms: tuple[str, ...]
+    targetable: bool
+    access: Literal["gradients", "scores", "labels", "none"]
+    stages: Literal["any", "waveform"] = "any"
+    fitted: bool = False
+    needs_sample_rate: bool = False
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether it runs once per eps; a minimum-norm attack runs once."""
+        return self.kind != "minimum_norm"
+
+    def check(self, norm: str, targeted: bool, at_waveform: bool) -> None:
+        """Refuse what the attack cannot do.
+
+        Raises:
+            ValueError: another norm than its own, a target, or another representation than the waveform.
+        """
+        if norm not in self.norms:
+            raise ValueError(f"{self.name} has no norm {norm} (choices: {', '.join(self.norms)})")
+        if targeted and not self.targetable:
+            raise ValueError(f"{self.name} cannot aim at a target; set targeted = no")
+        if self.stages == "waveform" and not at_waveform:
+            raise ValueError(f"{self.name} perturbs waveforms, [batch, time]; set stage = waveform")
+
+
+class RegisteredAttack:
+    """An attack that runs without autograd (the function asks for the gradients it wants), never on an empty batch, and
+    only with what its specification allows. The result of a minimum-norm attack is projected onto a finite budget that
+    is too small for it.
+
+    Args:
+        spec: what it can do.
+        function: the attack itself.
+    """
+
+    def __init__(self, spec: AttackSpec, function: AttackFunction):
+        self.spec, self.function = spec, function
+        functools.update_wrapper(self, function)
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        *,
+        rng: RandomStreams,
+        targeted: bool,
+        **options: Any,
+    ) -> Tensor:
+        self.spec.check(threat.norm, targeted, x.dim() == 2)
+        ATTACKS.check_options(self.spec.name, options)
+        x = x.detach()
+        if not len(x):
+            return x.clone()
+        with torch.no_grad():
+            x_adv = self.function(model, x, y, threat, rng=rng, targeted=targeted, **options)
+            if self.spec.kind == "minimum_norm":  # the smallest success may still be larger than a finite budget
+                inside = column(threat.contains(x_adv, x), x)
+                x_adv = torch.where(inside, x_adv, threat.project(x_adv, x))
+        return x_adv
 
 
 def attack(
-    name: str, *, kind: Literal["budget", "minimum_norm"], norms: tuple[str, ...], targetable: bool = True
-) -> Callable[[AttackFunction], AttackFunction]:
-    """Decorator: register `function(model, x, y, threat, *, rng, targeted, <config keys>) -> x_adv`.
-
-    It runs without autograd (the function asks for the gradients it wants), never on an empty batch, and only with
-    what it can do. What a minimum-norm attack finds is projected onto a finite budget that is too small for it.
+    name: str,
+    *,
+    kind: Literal["budget", "minimum_norm", "control"],
+    norms: tuple[str, ...],
+    access: Literal["gradients", "scores", "labels", "none"],
+    targetable: bool = True,
+    stages: Literal["any", "waveform"] = "any",
+    fitted: bool = False,
+    needs_sample_rate: bool = False,
+    check_options: Check | None = None,
+) -> Callable[[AttackFunction], RegisteredAttack]:
+    """Decorator: register `function(model, x, y, threat, *, rng, targeted, <config keys>) -> x_adv` with the
+    specification of `AttackSpec`.
 
     Args:
-        kind: stay within a budget, or find the smallest perturbation that succeeds.
-        norms: of the perturbation, that the attack works in; the first is its natural one.
-        targetable: whether it can aim at a label.
+        check_options: refuses options that contradict each other, before any work.
     """
-
-    def enter(function: AttackFunction) -> AttackFunction:
-        @functools.wraps(function)
-        def checked(
-            model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, rng: RandomStreams, targeted: bool, **keys: Any
-        ) -> Tensor:
-            choose(threat.norm, norms, f"norm for {name}")
-            if targeted and not targetable:
-                raise ValueError(f"{name} cannot aim at a target")
-            x = x.detach()
-            if not len(x):
-                return x.clone()
-            with torch.no_grad():
-                x_adv = function(model, x, y, threat, rng=rng, targeted=targeted, **keys)
-                if kind == "minimum_norm":  # the smallest one found may still be larger than a finite budget
-                    inside = column(threat.contains(x_adv, x), x)
-                    x_adv = torch.where(inside, x_adv, threat.project(x_adv, x))
-            return x_adv
-
-        checked.kind, checked.norms, checked.targetable = kind, norms, targetable  # type: ignore[attr-defined]
-        return ATTACKS.register(name)(checked)
-
-    return enter
+    spec = AttackSpec(name, kind, norms, targetable, access, stages, fitted, needs_sample_rate)
+    register = ATTACKS.register(name, check_options=check_options)
+    return lambda function: register(RegisteredAttack(spec, function))
 
 
-def narrow(model: Model, index: Tensor) -> Model:
-    """The model for the examples at `index`."""
-    select = getattr(model, "select", None)
-    return select(index) if select else model
+def spec_of(name: str) -> AttackSpec:
+    """The specification of a registered attack.
+
+    Raises:
+        ValueError: no such attack; lists those there are.
+    """
+    registered = ATTACKS[name]
+    assert isinstance(registered, RegisteredAttack), f"{name} was registered without @attack"
+    return registered.spec
+
+
+def narrow(part: T, index: Tensor) -> T:
+    """A model or a state for the examples at `index`; the same where it keeps nothing per example."""
+    return part.select(index) if isinstance(part, PerExample) else part
 
 
 def gradient(model: Model, x: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,6 +211,7 @@ def every(x: Tensor) -> int:
     return 10 if x.is_cuda else 1
 
 
+@dataclass(eq=False)
 class Best:
     """The best iterate of every example: a success before a failure, then the higher value.
 
@@ -130,10 +221,15 @@ class Best:
         success: [batch] bool.
     """
 
-    def __init__(self, x: Tensor):
-        self.x = x.clone()
-        self.value = x.new_full((len(x),), -math.inf)
-        self.success = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    x: Tensor
+    value: Tensor
+    success: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> Self:
+        """At the start: the inputs themselves, which any iterate improves on."""
+        success = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        return cls(x.clone(), x.new_full((len(x),), -math.inf), success)
 
     def update(self, x_adv: Tensor, value: Tensor, success: Tensor, first: bool) -> None:
         """Take what is better; with `first`, the first success stays. A NaN is never better."""
@@ -144,10 +240,8 @@ class Best:
         self.value = torch.where(better, value, self.value)
         self.success = self.success | success
 
-    def select(self, index: Tensor) -> Best:
-        part = object.__new__(Best)
-        part.x, part.value, part.success = self.x[index], self.value[index], self.success[index]
-        return part
+    def select(self, index: Tensor) -> Self:
+        return type(self)(self.x[index], self.value[index], self.success[index])
 
     def put(self, index: Tensor, part: Best) -> None:
         """Write the examples at `index` back; a part that is the whole already is there."""

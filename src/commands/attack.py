@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from src.attacks.core import spec_of
 from src.commands.selection import SYNTHETIC, Trained
 from src.config import Config
 from src.datasets.store import Clips
@@ -36,6 +37,9 @@ class AttackedModel:
 
 def subject(config: Config, model: Trained, device: torch.device) -> AttackedModel:
     """Raises ValueError where the model has no such representation or a defense does not fit."""
+    for name in config.attack.names:  # what depends on the sample rate is refused before any work, too
+        options = {**config.component("ATTACK", name), "sample_rate": model.victim.sample_rate}
+        ATTACKS.check_options(name, options)
     defenses = [
         DEFENSES[name](sample_rate=model.victim.sample_rate, **config.component("DEFENSE", name))
         for name in config.defense.names
@@ -50,7 +54,7 @@ def subject(config: Config, model: Trained, device: torch.device) -> AttackedMod
 def runs(config: Config) -> list[tuple[str, Budget | None]]:
     """Every (attack, budget); random signs are the control of every attack with a budget."""
     names = list(config.attack.names)
-    budgeted = [name for name in names if ATTACKS[name].kind == "budget"]  # type: ignore[attr-defined]
+    budgeted = [name for name in names if spec_of(name).has_budget]
     if budgeted and "random_signs" not in names and config.attack.norm != "l0":
         names.append("random_signs")
         budgeted.append("random_signs")
@@ -84,7 +88,7 @@ def attack(
         own = [(model, weights, name, str(eps or "inf"), example) for example in clips.ids]
         keys += own
         todo = [i for i, key in enumerate(own) if key not in rows]
-        if not getattr(ATTACKS[name], "per_example", True) and todo:  # one perturbation for all clips
+        if spec_of(name).fitted and todo:  # one perturbation for all clips
             todo = list(range(len(clips))) if members.leads else []
         else:
             todo = list(members.share(todo))
@@ -154,11 +158,12 @@ def report(
     table, points = summary.table(rows), summary.points(rows)
     results.write_table(folder / "summary.csv", table, title, notes)
     results.write_table(folder / "security.csv", points, f"Accuracy against eps, {title}", notes)
+    controls = {name for name, _ in runs(config) if spec_of(name).kind == "control"}
     for axis in sorted({point["axis"] for point in points}):
         unit = "SNR of the perturbation (dB)" if axis == "SNR" else f"{axis} of the perturbation ({settings.stage})"
         own = [point for point in points if point["axis"] == axis]
         path = plots / f"security_{settings.stage}_{axis}.png"
-        figures.security(path, own, title=title, x_label=unit, falling=axis == "SNR")
+        figures.security(path, own, title=title, x_label=unit, falling=axis == "SNR", controls=controls)
     facts = {
         "config": config.text,
         "seed": settings.seed,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from src.attacks.core import spec_of
 from src.commands.attack import AttackedModel, Row, runs
 from src.config import Config
 from src.datasets.store import Clips
@@ -17,6 +18,11 @@ from src.files import fingerprint
 from src.threat import Budget
 
 Signs = dict[str, list[sanity_checks.Indicator]]
+
+
+def is_control(name: str) -> bool:
+    """Random perturbations are no attack that could fail."""
+    return spec_of(name).kind == "control"
 
 
 def search(
@@ -39,7 +45,7 @@ def search(
     if not config.attack.checks:
         return found, searched
     old = json.loads(manifest.read_text()) if manifest.is_file() else {}
-    first = {name: eps for name, eps in reversed(runs(config)) if not name.startswith("random_")}
+    first = {name: eps for name, eps in reversed(runs(config)) if not is_control(name)}
     for one in subjects:
         model = one.model.name
         right = {row["id"] for row in rows if row["model"] == model and row["correct"] == "1"}
@@ -79,9 +85,11 @@ def on_clips(
     undefended = one.model.victim.frozen() if config.defense.names and settings.stage == "waveform" else None
     with tqdm(desc=f"searching {name} for signs of failure", total=1, leave=False):
         return sanity_checks.check(
-            with_options(name, config.component("ATTACK", name)), own.tail, own.attacked(part.ids), z, y,
+            with_options(name, config.component("ATTACK", name), own.victim.sample_rate),
+            own.tail, own.attacked(part.ids), z, y,
             own.threat(x, z, valid, name, eps), streams=lambda purpose: own.streams(part.ids, purpose),
             targeted=settings.targeted, is_adaptive=settings.adaptive, undefended=undefended,
+            has_budget=spec_of(name).has_budget,
         )  # fmt: skip
 
 
@@ -92,9 +100,10 @@ def plant_and_search(config: Config, subjects: Sequence[AttackedModel], clips: C
         own = one.own
         x, valid, _, z = own.load(part)
         for name, eps in runs(config):
-            if eps and not name.startswith("random_"):
+            if eps and not is_control(name):
                 outcome = self_test(
-                    with_options(name, config.component("ATTACK", name)), own.attacked(part.ids), z,
+                    with_options(name, config.component("ATTACK", name), own.victim.sample_rate),
+                    own.attacked(part.ids), z,
                     own.threat(x, z, valid, name, eps),
                     streams=lambda purpose, own=own: own.streams(part.ids, purpose),  # type: ignore[misc]
                 )  # fmt: skip

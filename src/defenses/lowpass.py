@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from scipy import signal
 from torch import Tensor
@@ -10,7 +13,12 @@ from src.registry import DEFENSES, Positive
 from src.victims.victim import Stage
 
 
-@DEFENSES.register("lowpass")
+def check(options: Mapping[str, Any]) -> None:
+    if options["pass_hz"] >= options["stop_hz"]:
+        raise ValueError(f"need pass_hz < stop_hz, got {options['pass_hz']:g} and {options['stop_hz']:g}")
+
+
+@DEFENSES.register("lowpass", check_options=check)
 class Lowpass(Stage):
     """Causal Butterworth filter of the lowest order that meets both edges.
 

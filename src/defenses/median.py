@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -9,7 +12,12 @@ from src.registry import DEFENSES, Count
 from src.victims.victim import Stage
 
 
-@DEFENSES.register("median")
+def check(options: Mapping[str, Any]) -> None:
+    if options["width"] % 2 == 0:
+        raise ValueError(f"the width of a median filter must be odd, got {options['width']}")
+
+
+@DEFENSES.register("median", check_options=check)
 class Median(Stage):
     """Running median; the gradient flows to the sample that is the median.
 
@@ -21,8 +29,7 @@ class Median(Stage):
 
     def __init__(self, *, sample_rate: int, width: Count = 7):
         super().__init__("median")
-        if width % 2 == 0:
-            raise ValueError(f"the width of a median filter must be odd, got {width}")
+        check({"width": width})
         self.width = width
         # The median of a window is 1-Lipschitz in the largest change, and each sample lies in `width` windows.
         self.lipschitz = width**0.5

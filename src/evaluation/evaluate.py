@@ -7,14 +7,14 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from src import perception
-from src.attacks.core import Model, narrow
+from src.attacks.core import Model, narrow, spec_of
 from src.datasets.store import FULL_SCALE, Clips, to_int16
 from src.evaluation.masks import sample_mask
 from src.evaluation.settings import AttackSettings
@@ -47,12 +47,25 @@ class Outcome:
     x_adv: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
 class Counter:
-    """A model that counts, for every example, how often it was called and differentiated."""
+    """A model that counts, for every example, how often it was called and differentiated.
 
-    def __init__(self, model: Model, count: int):
-        self.model, self.index = model, torch.arange(count)
-        self.forwards, self.backwards = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.long)
+    Attributes:
+        model: what is counted.
+        index: places of the examples in the whole batch, [batch] long.
+        forwards, backwards: counts of the whole batch, long.
+    """
+
+    model: Model
+    index: Tensor
+    forwards: Tensor
+    backwards: Tensor
+
+    @classmethod
+    def of(cls, model: Model, count: int) -> Self:
+        """At zero for a batch of `count` examples."""
+        return cls(model, torch.arange(count), *torch.zeros(2, count, dtype=torch.long))
 
     def __call__(self, x: Tensor) -> Tensor:
         logits = self.model(x)
@@ -66,22 +79,19 @@ class Counter:
     def _note(self, times: int) -> None:
         self.backwards[self.index] += times
 
-    def select(self, index: Tensor) -> Counter:
-        part = object.__new__(Counter)
-        part.model, part.index = narrow(self.model, index), self.index[index.cpu()]
-        part.forwards, part.backwards = self.forwards, self.backwards
-        return part
+    def select(self, index: Tensor) -> Self:
+        return type(self)(narrow(self.model, index), self.index[index.cpu()], self.forwards, self.backwards)
 
 
-def with_options(name: str, options: Mapping[str, Any]) -> Callable[..., Tensor]:
-    """An attack with its config keys set and its attributes kept."""
-    attack = ATTACKS[name]
-    return functools.update_wrapper(functools.partial(attack, **options), attack)
+def with_options(name: str, options: Mapping[str, Any], sample_rate: int) -> Callable[..., Tensor]:
+    """An attack with its config keys set, and the sample rate (Hz) where it needs one."""
+    supplied = {"sample_rate": sample_rate} if spec_of(name).needs_sample_rate else {}
+    return functools.partial(ATTACKS[name], **options, **supplied)
 
 
 def threat_norm(name: str, norm: str) -> str:
     """The norm an attack works in: the wanted one where it can, else its natural one."""
-    norms: tuple[str, ...] = ATTACKS[name].norms  # type: ignore[attr-defined]
+    norms = spec_of(name).norms
     return norm if norm in norms else norms[0]
 
 
@@ -143,7 +153,7 @@ class Evaluation:
             options: the attack's config keys.
             eps: the budget; None for minimum-norm attacks.
         """
-        together = self.settings.batch_size if getattr(ATTACKS[name], "per_example", True) else len(clips)
+        together = self.settings.batch_size if not spec_of(name).fitted else len(clips)
         for part in torch.split(torch.arange(len(clips)), together) if len(clips) else ():
             yield from self._batch(clips.select(part), name, options, eps, listen)
 
@@ -158,9 +168,9 @@ class Evaluation:
         aim = target if targeted else y
         # A clip that is already wrong needs no attack, unless it shall become something particular.
         todo = torch.arange(len(y), device=y.device) if targeted else (clean == y).nonzero().flatten()
-        counter = Counter(narrow(self.attacked(ids), todo), len(todo))
+        counter = Counter.of(narrow(self.attacked(ids), todo), len(todo))
         start = self._clock()
-        found = with_options(name, options)(
+        found = with_options(name, options, self.victim.sample_rate)(
             counter, z[todo], aim[todo], threat.select(todo),
             rng=self.streams(ids, name).select(todo), targeted=targeted,
         )  # fmt: skip

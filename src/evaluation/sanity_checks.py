@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -55,19 +55,28 @@ def _above(name: str, value: float, threshold: float, says: str) -> Indicator:
     return Indicator(name, value, threshold, value > threshold, says)
 
 
+@dataclass(frozen=True, eq=False)
 class Recorder:
-    """A model that notes the margin of every example at every call, so that the path of an attack can be judged
-    afterwards without a word from the attack.
+    """A model that records the margin of every example at every call, so that the path of an attack can be judged
+    afterwards without the attack's help.
 
-    Args:
+    Attributes:
         model: what is attacked.
         y: labels (targets when targeted), [batch].
+        index: places of the examples in the whole batch, [batch] long.
+        paths: the margins of every example of the whole batch.
     """
 
-    def __init__(self, model: Model, y: Tensor, targeted: bool):
-        self.model, self.y, self.targeted = model, y, targeted
-        self.index = torch.arange(len(y))
-        self.paths: list[list[float]] = [[] for _ in range(len(y))]
+    model: Model
+    y: Tensor
+    targeted: bool
+    index: Tensor
+    paths: list[list[float]]
+
+    @classmethod
+    def of(cls, model: Model, y: Tensor, targeted: bool) -> Self:
+        """With nothing recorded yet."""
+        return cls(model, y, targeted, torch.arange(len(y)), [[] for _ in range(len(y))])
 
     def __call__(self, x: Tensor) -> Tensor:
         logits = self.model(x)
@@ -77,11 +86,9 @@ class Recorder:
                 self.paths[row].append(value)
         return logits
 
-    def select(self, index: Tensor) -> Recorder:
-        part = object.__new__(Recorder)
-        part.model, part.targeted, part.paths = narrow(self.model, index), self.targeted, self.paths
-        part.y, part.index = self.y[index], self.index[index.cpu()]
-        return part
+    def select(self, index: Tensor) -> Self:
+        rows = self.index[index.cpu()]
+        return type(self)(narrow(self.model, index), self.y[index], self.targeted, rows, self.paths)
 
 
 def vanishing_gradients(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, targeted: bool) -> Indicator:
@@ -170,6 +177,7 @@ def check(
     streams: Callable[[str], RandomStreams],
     targeted: bool = False,
     is_adaptive: bool = True,
+    has_budget: bool = True,
     undefended: Model | None = None,
     queries: int = 200,
 ) -> list[Indicator]:
@@ -183,10 +191,11 @@ def check(
         threat: the budget under evaluation; infinite for minimum-norm attacks.
         streams: purpose -> the examples' random streams.
         is_adaptive: whether `model` went through adaptive().
+        has_budget: whether the attack stays within a budget; False for a minimum-norm attack.
         undefended: the same model without its defenses, to transfer from.
         queries: of the black-box attack that must not be better.
     """
-    budget = getattr(attack, "kind", "budget") == "budget" and bool(threat.budgets(x).isfinite().all())
+    budget = has_budget and bool(threat.budgets(x).isfinite().all())
 
     def run(on: Model, within: ThreatModel, purpose: str) -> tuple[Tensor, Tensor]:
         x_adv = attack(on, x, y, within, rng=streams(purpose), targeted=targeted)
@@ -197,7 +206,7 @@ def check(
     blocked = found[-1].value == 1.0 and "at all" in found[-1].says
     if blocked:
         return found
-    recorder = Recorder(model, y, targeted)
+    recorder = Recorder.of(model, y, targeted)
     x_adv, success = run(recorder, threat, "attack")
     own = float(success.float().mean())
     silent = torch.tensor([max(path, default=-1.0) > 0 for path in recorder.paths]) & ~success.cpu()

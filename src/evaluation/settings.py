@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from src.attacks.core import spec_of
 from src.registry import ATTACKS, Count, Listed, Natural, Positive
 from src.threat import Budget, Eps
+from src.victims.victim import WAVEFORM
 
 NOT_IN_ROWS = ("names", "eps", "batch_size", "checks")
 """Keys that rows do not depend on, or that stand in the rows themselves."""
@@ -34,7 +36,7 @@ class AttackSettings:
     """
 
     names: Listed[ATTACKS.Name] = ("fgsm", "pgd", "cw")  # type: ignore[name-defined]
-    stage: str = "waveform"
+    stage: str = WAVEFORM
     norm: Literal["linf", "l2", "l1", "l0"] = "linf"
     eps: Listed[Eps] = (Budget(0.0005), Budget(0.002))
     mask: Literal["padding", "silence", "none"] = "padding"
@@ -49,12 +51,9 @@ class AttackSettings:
     checks: Natural = 8
 
     def __post_init__(self) -> None:
-        for name in self.names:
-            attack = ATTACKS[name]
-            if attack.kind == "budget" and self.norm not in attack.norms:  # type: ignore[attr-defined]
-                raise ValueError(f"{name} has no norm {self.norm} (choices: {', '.join(attack.norms)})")  # type: ignore[attr-defined]
-            if self.targeted and not attack.targetable:  # type: ignore[attr-defined]
-                raise ValueError(f"{name} cannot aim at a target; set targeted = no")
+        for spec in map(spec_of, self.names):
+            norm = self.norm if spec.has_budget else spec.norms[0]
+            spec.check(norm, self.targeted, self.stage == WAVEFORM)
         if self.norm in ("l1", "l0") and any(eps.is_snr for eps in self.eps):
             raise ValueError(f"an eps in dB needs the norm linf or l2, not {self.norm}")
 

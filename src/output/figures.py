@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +70,24 @@ def certified(
     save(figure, path)
 
 
-def security(path: Path, points: Sequence[Mapping[str, Any]], *, title: str, x_label: str, falling: bool) -> None:
+def security(
+    path: Path,
+    points: Sequence[Mapping[str, Any]],
+    *,
+    title: str,
+    x_label: str,
+    falling: bool,
+    controls: Collection[str] = (),
+) -> None:
     """Accuracy against budget with 95 % bands, a color per model and a line style per attack, random controls dotted.
 
     Args:
         points: with model, attack, eps, accuracy, low and high, in the order of eps.
         falling: whether the budget grows to the left (an SNR).
+        controls: the attacks that are controls.
     """
     models = list(dict.fromkeys(point["model"] for point in points))
-    attacks = [a for a in dict.fromkeys(point["attack"] for point in points) if not a.startswith("random")]
+    attacks = [a for a in dict.fromkeys(point["attack"] for point in points) if a not in controls]
     figure, axes = plt.subplots(figsize=(7.5, 4.6))
     for model, attack in dict.fromkeys((point["model"], point["attack"]) for point in points):
         own = [point for point in points if (point["model"], point["attack"]) == (model, attack)]

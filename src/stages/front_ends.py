@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Literal
+
 from src.registry import FRONTENDS, Count, NonNegative, Positive
 from src.stages.level import Level
 from src.stages.log_mel import Decibel, Log
@@ -12,6 +15,20 @@ from src.stages.normalize import ClipNormalize, DatasetNormalize, Scale
 from src.stages.pad import Pad
 from src.stages.pre_emphasis import PreEmphasis
 from src.victims.victim import Stage
+
+Normalize = Literal["none", "dataset", "dataset_band", "clip_mean", "band_mean", "clip", "band", "frame"]
+
+
+def check(options: Mapping[str, Any]) -> None:
+    n_fft, hop_length = options["n_fft"], options["hop_length"]
+    win_length = options.get("win_length", n_fft)
+    if not hop_length <= win_length <= n_fft:
+        raise ValueError(f"need hop_length <= win_length <= n_fft, got {hop_length}, {win_length}, {n_fft}")
+    f_min, f_max = options.get("f_min", 0), options.get("f_max", 0)
+    if f_max and f_min >= f_max:
+        raise ValueError(f"need f_min < f_max, got {f_min:g} and {f_max:g}")
+    if options.get("n_mfcc", 0) > options["n_mels"]:
+        raise ValueError(f"n_mfcc ({options['n_mfcc']}) must not exceed n_mels ({options['n_mels']})")
 
 
 def _normalize(kind: str, n_bands: int) -> list[Stage]:
@@ -50,7 +67,7 @@ def _mel(
     return stages
 
 
-@FRONTENDS.register("log_mel")
+@FRONTENDS.register("log_mel", check_options=check)
 def log_mel(
     *,
     sample_rate: int,
@@ -63,9 +80,9 @@ def log_mel(
     f_min: NonNegative = 0.0,
     f_max: NonNegative = 0.0,
     htk: bool = False,
-    log: str = "natural",
+    log: Literal["natural", "db", "db_max"] = "natural",
     offset: Positive = 1e-6,
-    normalize: str = "none",
+    normalize: Normalize = "none",
 ) -> list[Stage]:
     """Logarithm of a power mel spectrogram, the usual input of keyword spotters.
 
@@ -89,7 +106,7 @@ def log_mel(
     return stages + _normalize(normalize, n_mels)
 
 
-@FRONTENDS.register("linear_mel")
+@FRONTENDS.register("linear_mel", check_options=check)
 def linear_mel(
     *,
     sample_rate: int,
@@ -100,7 +117,7 @@ def linear_mel(
     n_mels: Count = 128,
     divisor: Positive = 3569.0,
     rms: NonNegative = 0.0,
-    normalize: str = "none",
+    normalize: Normalize = "none",
 ) -> list[Stage]:
     """Power mel spectrogram of the zero-padded clip, without logarithm: the input of the keyword CNN of Pintor's study.
 
@@ -120,7 +137,7 @@ def linear_mel(
     return [*stages, Scale(divisor, (0.0, float("inf"))), *_normalize(normalize, n_mels)]
 
 
-@FRONTENDS.register("mfcc")
+@FRONTENDS.register("mfcc", check_options=check)
 def mfcc(
     *,
     sample_rate: int,
@@ -133,7 +150,7 @@ def mfcc(
     f_min: NonNegative = 20.0,
     f_max: NonNegative = 4000.0,
     offset: Positive = 1e-6,
-    normalize: str = "dataset_band",
+    normalize: Normalize = "dataset_band",
 ) -> list[Stage]:
     """Mel-frequency cepstral coefficients, the input of TC-ResNet.
 
@@ -152,7 +169,7 @@ def mfcc(
     return [*stages, Log(offset), Dct(n_mfcc, n_mels), *_normalize(normalize, n_mfcc)]
 
 
-@FRONTENDS.register("filterbank")
+@FRONTENDS.register("filterbank", check_options=check)
 def filterbank(
     *,
     sample_rate: int,

@@ -4,19 +4,40 @@ a mask can leak: where they bite they come last."""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Model, attack, every, finite_budgets
+from src.losses import LossName
 from src.random_streams import RandomStreams
 from src.registry import Count, NonNegative, Positive
 from src.threat import ThreatModel, column, norm_of
 
 
-@attack("band_limited", kind="budget", norms=("linf", "l2"))
+def check(options: Mapping[str, Any]) -> None:
+    low_hz, high_hz, sample_rate = options["low_hz"], options["high_hz"], options.get("sample_rate", math.inf)
+    if low_hz >= high_hz:
+        raise ValueError(f"low_hz = {low_hz:g} must be below high_hz = {high_hz:g}")
+    if high_hz > sample_rate / 2:
+        raise ValueError(
+            f"band_limited: high_hz = {high_hz:g} is beyond half the sample rate of the clips, {sample_rate / 2:g} Hz"
+        )
+
+
+@attack(
+    "band_limited",
+    kind="budget",
+    norms=("linf", "l2"),
+    access="gradients",
+    stages="waveform",
+    needs_sample_rate=True,
+    check_options=check,
+)
 def band_limited(
     model: Model,
     x: Tensor,
@@ -25,13 +46,13 @@ def band_limited(
     *,
     rng: RandomStreams,
     targeted: bool,
+    sample_rate: int,
     low_hz: NonNegative = 4000.0,
     high_hz: Positive = 8000.0,
     inside: bool = True,
-    sample_rate: Count = 16000,
     steps: Count = 40,
     step: Positive = 2.5,
-    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+    loss: LossName = "cross_entropy",
     early_exit: bool = True,
 ) -> Tensor:
     """PGD that perturbs a waveform only inside, or only outside, a band of frequencies.
@@ -40,14 +61,11 @@ def band_limited(
         low_hz: lower edge of the band, Hz.
         high_hz: upper edge, Hz.
         inside: perturb inside the band; otherwise everywhere else.
-        sample_rate: of the clips, Hz.
         steps: gradient steps.
         step: step size in units of eps / steps.
         loss: what the steps climb.
         early_exit: an example stops at its first success; otherwise its loss is raised to the end.
     """
-    if x.dim() != 2:
-        raise ValueError(f"band_limited needs a waveform, [batch, time]; this input has {x.dim()} axes")
     frequency = torch.fft.rfftfreq(x.shape[1], 1 / sample_rate, device=x.device)
     passed = ((frequency >= low_hz) & (frequency <= high_hz)) == inside
     if not bool(passed.any()):

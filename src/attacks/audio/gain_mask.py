@@ -7,13 +7,12 @@ per change of the waveform, and needs a small fraction of the change that equal 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Model, attack, every, finite_budgets
+from src.losses import LossName
 from src.random_streams import RandomStreams
 from src.registry import Count, Positive
 from src.threat import ThreatModel, column, norm_of
@@ -22,7 +21,7 @@ FLOOR = 1e-4
 """Bins weaker than this share of a clip's strongest count as that strong."""
 
 
-@attack("gain_mask", kind="budget", norms=("l2", "linf"))
+@attack("gain_mask", kind="budget", norms=("l2", "linf"), access="gradients", stages="waveform")
 def gain_mask(
     model: Model,
     x: Tensor,
@@ -36,7 +35,7 @@ def gain_mask(
     max_gain_db: Positive = 12.0,
     steps: Count = 40,
     step: Positive = 2.5,
-    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+    loss: LossName = "cross_entropy",
     early_exit: bool = True,
 ) -> Tensor:
     """PGD on the gains of the time-frequency bins of a waveform.
@@ -52,8 +51,6 @@ def gain_mask(
         loss: what the steps climb.
         early_exit: an example stops at its first success; otherwise its loss is raised to the end.
     """
-    if x.dim() != 2:
-        raise ValueError(f"gain_mask needs a waveform, [batch, time]; this input has {x.dim()} axes")
     window = torch.hann_window(n_fft, dtype=x.dtype, device=x.device)
     length = x.shape[1]
     spectrum = torch.stft(x, n_fft, hop_length, window=window, pad_mode="constant", return_complex=True)

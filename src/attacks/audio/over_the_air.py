@@ -7,13 +7,12 @@ one linear filter per clip, applied by FFT."""
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from src.attacks.core import Best, Model, attack, finite_budgets, gradient
-from src.losses import LOSSES, fooled
+from src.losses import LOSSES, LossName, fooled
 from src.random_streams import RandomStreams
 from src.registry import Count, NonNegative, Positive
 from src.threat import ThreatModel, column
@@ -80,7 +79,7 @@ def play(x: Tensor, response: Tensor, n: int) -> Tensor:
     return torch.fft.irfft(torch.fft.rfft(x, n=n) * response, n=n)[:, : x.shape[1]].clamp(-1, 1)
 
 
-@attack("over_the_air", kind="budget", norms=NORMS)
+@attack("over_the_air", kind="budget", norms=NORMS, access="gradients", stages="waveform", needs_sample_rate=True)
 def over_the_air(
     model: Model,
     x: Tensor,
@@ -89,7 +88,7 @@ def over_the_air(
     *,
     rng: RandomStreams,
     targeted: bool,
-    sample_rate: Count = 16000,
+    sample_rate: int,
     steps: Count = 40,
     step: Positive = 2.5,
     draws: Count = 4,
@@ -98,7 +97,7 @@ def over_the_air(
     low_hz: NonNegative = 150.0,
     high_hz: NonNegative = 6000.0,
     level_db: NonNegative = 6.0,
-    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+    loss: LossName = "cross_entropy",
 ) -> Tensor:
     """PGD on the mean loss over random playbacks: offset, room, loudspeaker and level.
 
@@ -107,7 +106,6 @@ def over_the_air(
     playbacks is returned.
 
     Args:
-        sample_rate: of the clips, Hz.
         steps: gradient steps.
         step: step size in units of eps / steps.
         draws: playbacks per step, drawn anew each time.
@@ -118,11 +116,9 @@ def over_the_air(
         level_db: largest change of level in either direction, dB.
         loss: what the steps climb.
     """
-    if x.dim() != 2:
-        raise ValueError(f"over_the_air plays a waveform, [batch, time]; this input has {x.dim()} axes")
     n = padded(x, sample_rate, shift_s, reverberation_s)
     size = column(finite_budgets(threat, x) * (step / steps), x)
-    best, x_adv = Best(x), x
+    best, x_adv = Best.of(x), x
     for _ in range(steps + 1):
         total, value, logits = gradient(model, x_adv, lambda logits: LOSSES[loss](logits, y, targeted))
         direct, share = fooled(logits, y, targeted), torch.zeros_like(value)
@@ -146,7 +142,7 @@ def over_the_air(
     return best.x
 
 
-@attack("time_shift", kind="budget", norms=NORMS)
+@attack("time_shift", kind="budget", norms=NORMS, access="gradients", stages="waveform", needs_sample_rate=True)
 def time_shift(
     model: Model,
     x: Tensor,
@@ -155,17 +151,16 @@ def time_shift(
     *,
     rng: RandomStreams,
     targeted: bool,
-    sample_rate: Count = 16000,
+    sample_rate: int,
     steps: Count = 40,
     step: Positive = 2.5,
     draws: Count = 4,
     shift_s: NonNegative = 0.1,
-    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+    loss: LossName = "cross_entropy",
 ) -> Tensor:
     """PGD on the mean loss over random time offsets.
 
     Args:
-        sample_rate: of the clips, Hz.
         steps: gradient steps.
         step: step size in units of eps / steps.
         draws: offsets per step, drawn anew each time.

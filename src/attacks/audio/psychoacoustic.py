@@ -6,8 +6,8 @@ The two gradients are brought to unit norm before they are weighed, so that alph
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -15,33 +15,35 @@ from torch.nn import functional as F
 
 from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Best, Model, attack, finite_budgets, gradient
-from src.losses import LOSSES, fooled
+from src.losses import LOSSES, LossName, fooled
 from src.perception import masking_threshold, power_level
 from src.random_streams import RandomStreams
 from src.registry import Count, Natural, Positive
 from src.threat import ThreatModel, column, norm_of
 
 
+@dataclass(frozen=True, eq=False)
 class Masking:
     """The masking threshold of clips, and how far perturbations exceed it.
 
-    Args:
-        x: clips, [batch, time].
-        sample_rate: Hz.
+    Attributes:
+        threshold: dB, [batch, frames, bins].
+        shift: from the level of a waveform to the scale of the threshold, dB, [batch].
         n_fft: DFT length of the threshold, samples.
     """
 
-    def __init__(self, x: Tensor, sample_rate: int, n_fft: int):
-        self.n_fft = n_fft
-        self.threshold, self.shift = masking_threshold(self._padded(x), sample_rate, n_fft)
+    threshold: Tensor
+    shift: Tensor
+    n_fft: int
 
-    def _padded(self, x: Tensor) -> Tensor:
-        """Silence around the clip, so that its ends are weighed like its middle."""
-        return F.pad(x, (self.n_fft, self.n_fft + -x.shape[1] % self.n_fft))
+    @classmethod
+    def of(cls, x: Tensor, sample_rate: int, n_fft: int) -> Self:
+        """The threshold of the clips x [batch, time]."""
+        return cls(*masking_threshold(_padded(x, n_fft), sample_rate, n_fft), n_fft)
 
     def excess(self, delta: Tensor) -> Tensor:
         """dB over the threshold per bin, 0 where below: [batch, time] -> [batch, frames, bins]."""
-        level = power_level(self._padded(delta), self.n_fft) + self.shift[:, None, None]
+        level = power_level(_padded(delta, self.n_fft), self.n_fft) + self.shift[:, None, None]
         return (level - self.threshold).clamp_min(0)
 
     def loss(self, delta: Tensor) -> Tensor:
@@ -52,13 +54,16 @@ class Masking:
         """Share of the bins that are over the threshold, [batch]."""
         return (self.excess(delta) > 0).float().mean((1, 2))
 
-    def select(self, index: Tensor) -> Masking:
-        part = object.__new__(Masking)
-        part.n_fft, part.threshold, part.shift = self.n_fft, self.threshold[index], self.shift[index]
-        return part
+    def select(self, index: Tensor) -> Self:
+        return type(self)(self.threshold[index], self.shift[index], self.n_fft)
 
 
-@attack("psychoacoustic", kind="budget", norms=("linf",))
+def _padded(x: Tensor, n_fft: int) -> Tensor:
+    """Silence around the clip, so that its ends are weighed like its middle."""
+    return F.pad(x, (n_fft, n_fft + -x.shape[1] % n_fft))
+
+
+@attack("psychoacoustic", kind="budget", norms=("linf",), access="gradients", stages="waveform", needs_sample_rate=True)
 def psychoacoustic(
     model: Model,
     x: Tensor,
@@ -67,7 +72,7 @@ def psychoacoustic(
     *,
     rng: RandomStreams,
     targeted: bool,
-    sample_rate: Count = 16000,
+    sample_rate: int,
     n_fft: Count = 2048,
     steps: Count = 100,
     masking_steps: Natural = 100,
@@ -75,12 +80,11 @@ def psychoacoustic(
     masking_step: Positive = 0.02,
     shrink: Positive = 0.8,
     alpha: Positive = 0.05,
-    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+    loss: LossName = "cross_entropy",
 ) -> Tensor:
     """Fool under a shrinking linf budget, then sink the perturbation below the clip's masking threshold.
 
     Args:
-        sample_rate: of the clips, Hz.
         n_fft: DFT length of the masking threshold, samples.
         steps: of the first stage.
         masking_steps: of the second stage; 0 leaves it out.
@@ -91,15 +95,13 @@ def psychoacoustic(
         alpha: first weight of the masking loss; it grows by 1.2 at a success and shrinks by 0.8 at a failure.
         loss: what the steps climb.
     """
-    if x.dim() != 2:
-        raise ValueError(f"psychoacoustic needs a waveform, [batch, time]; this input has {x.dim()} axes")
     best = _shrinking(model, x, y, threat, targeted=targeted, steps=steps, step=step, shrink=shrink, loss=loss)
     batch = ActiveBatch(model, x, y, threat, rng, targeted, best)
     batch.keep(best.success)  # only what fooled the model can be made quieter
     if not len(batch) or not masking_steps:
         return best.x
     model, x, y, threat, part = batch.model, batch.x, batch.y, batch.threat, batch.best
-    masking = Masking(x, sample_rate, n_fft)
+    masking = Masking.of(x, sample_rate, n_fft)
     x_adv, weight = part.x, torch.full_like(part.value, alpha)
     part.value = -masking.loss(x_adv - x)
     pace = norm_of(x_adv - x, "l2") * masking_step
@@ -126,11 +128,11 @@ def _shrinking(
     steps: int,
     step: float,
     shrink: float,
-    loss: str,
+    loss: LossName,
 ) -> Best:
     """Signed gradient steps; every success shrinks its example's eps. The success under the smallest eps is kept."""
     eps = finite_budgets(threat, x)
-    best, x_adv = Best(x), x
+    best, x_adv = Best.of(x), x
     for _ in range(steps):
         grad, value, logits = gradient(model, x_adv, lambda logits: LOSSES[loss](logits, y, targeted))
         success = fooled(logits, y, targeted)

@@ -4,18 +4,18 @@ quiet one."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 from torch import Tensor
 
 from src.attacks.core import Model, attack
 from src.attacks.gradients.pgd import pgd
+from src.losses import LossName
 from src.random_streams import RandomStreams
 from src.registry import Count
 from src.threat import Budget, ThreatModel
 
 
-@attack("snr_pgd", kind="budget", norms=("l2", "linf"))
+@attack("snr_pgd", kind="budget", norms=("l2", "linf"), access="gradients")
 def snr_pgd(
     model: Model,
     x: Tensor,
@@ -26,7 +26,7 @@ def snr_pgd(
     targeted: bool,
     snr_db: float = 30.0,
     steps: Count = 40,
-    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+    loss: LossName = "cross_entropy",
     early_exit: bool = True,
 ) -> Tensor:
     """PGD whose eps comes from each clip's power; a smaller eps of the threat model still holds.

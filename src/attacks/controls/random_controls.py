@@ -19,7 +19,7 @@ def scaled(noise: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
     return threat.project(x + noise / size * column(finite_budgets(threat, x), x), x)
 
 
-@attack("random_signs", kind="budget", norms=NORMS, targetable=True)
+@attack("random_signs", kind="control", norms=NORMS, access="none")
 def random_signs(
     model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, rng: RandomStreams, targeted: bool
 ) -> Tensor:
@@ -27,7 +27,7 @@ def random_signs(
     return scaled(rng.signs(x), x, threat)
 
 
-@attack("random_uniform", kind="budget", norms=NORMS, targetable=True)
+@attack("random_uniform", kind="control", norms=NORMS, access="none")
 def random_uniform(
     model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, rng: RandomStreams, targeted: bool
 ) -> Tensor:
@@ -35,7 +35,7 @@ def random_uniform(
     return scaled(2 * rng.uniform(x) - 1, x, threat)
 
 
-@attack("random_gaussian", kind="budget", norms=NORMS, targetable=True)
+@attack("random_gaussian", kind="control", norms=NORMS, access="none")
 def random_gaussian(
     model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, rng: RandomStreams, targeted: bool
 ) -> Tensor:

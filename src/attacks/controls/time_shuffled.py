@@ -3,16 +3,32 @@ every entry, hence every norm, and loses only how the perturbation fits the clip
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from src.attacks.core import Model, attack
+from src.attacks.core import Model, attack, spec_of
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel
 
 
-@attack("time_shuffled", kind="budget", norms=("linf", "l2", "l1"))
+def check(options: Mapping[str, Any]) -> None:
+    spec = spec_of(options["attack"])
+    if spec.name == "time_shuffled" or spec.fitted:
+        raise ValueError(f"attack = {spec.name}: name another attack whose perturbation is made for each clip")
+
+
+@attack(
+    "time_shuffled",
+    kind="control",
+    norms=("linf", "l2", "l1"),
+    access="gradients",
+    needs_sample_rate=True,
+    check_options=check,
+)
 def time_shuffled(
     model: Model,
     x: Tensor,
@@ -21,6 +37,7 @@ def time_shuffled(
     *,
     rng: RandomStreams,
     targeted: bool,
+    sample_rate: int,
     attack: ATTACKS.Name = "pgd",  # type: ignore[name-defined]
 ) -> Tensor:
     """Control: another attack's perturbation, shuffled in time.
@@ -28,9 +45,8 @@ def time_shuffled(
     Args:
         attack: the attack whose perturbation is shuffled; it runs with its default keys.
     """
-    if attack == "time_shuffled":
-        raise ValueError("time_shuffled shuffles another attack's perturbation; name one")
-    delta = ATTACKS[attack](model, x, y, threat, rng=rng, targeted=targeted) - x
+    options = {"sample_rate": sample_rate} if spec_of(attack).needs_sample_rate else {}
+    delta = ATTACKS[attack](model, x, y, threat, rng=rng, targeted=targeted, **options) - x
     return threat.project(x + shuffled(delta, threat, rng), x)
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Best, Model, attack, every, finite_budgets, gradient
-from src.losses import LOSSES, fooled
+from src.attacks.gradients.pgd import check_restarts
+from src.losses import LOSSES, LossName, fooled
 from src.random_streams import RandomStreams
 from src.registry import Count
 from src.threat import ThreatModel, column, norm_of
@@ -27,7 +27,7 @@ FALLING = 0.75
 """Halve the step when fewer than this share of the steps since the last checkpoint raised the loss."""
 
 
-@attack("apgd", kind="budget", norms=("linf", "l2", "l1"))
+@attack("apgd", kind="budget", norms=("linf", "l2", "l1"), access="gradients", check_options=check_restarts)
 def apgd(
     model: Model,
     x: Tensor,
@@ -39,7 +39,7 @@ def apgd(
     steps: Count = 100,
     restarts: Count = 1,
     random_start: bool = True,
-    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+    loss: LossName = "cross_entropy",
     early_exit: bool = True,
 ) -> Tensor:
     """PGD that tunes its own step size; the best point of all steps and restarts is returned.
@@ -51,10 +51,8 @@ def apgd(
         loss: what the steps climb.
         early_exit: an example stops at its first success; otherwise its loss is raised to the end.
     """
-    if restarts > 1 and not random_start:
-        raise ValueError("restarts need random_start, or they all do the same")
     threat = replace(threat, eps=finite_budgets(threat, x))
-    best = Best(x)
+    best = Best.of(x)
     for _ in range(restarts):
         climb(
             ActiveBatch(model, x, y, threat, rng, targeted, best), y, random_start=random_start, steps=steps,
@@ -63,7 +61,7 @@ def apgd(
     return best.x
 
 
-@attack("apgd_targeted", kind="budget", norms=("linf", "l2", "l1"), targetable=False)
+@attack("apgd_targeted", kind="budget", norms=("linf", "l2", "l1"), access="gradients", targetable=False)
 def apgd_targeted(
     model: Model,
     x: Tensor,
@@ -89,7 +87,7 @@ def apgd_targeted(
     """
     threat = replace(threat, eps=finite_budgets(threat, x))
     order = model(x).scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
-    best = Best(x)
+    best = Best.of(x)
     for rank in range(min(targets, order.shape[1] - 1)):
         # Values of different targets do not compare, so every run ranks its failures anew.
         best.value.fill_(-torch.inf)
@@ -127,7 +125,7 @@ def climb(
         if number == 0 and random_start:
             x_adv = ball.random_start(x, batch.rng)
         outside = scale > 1  # too far away to count: only a start for the next ball
-        best = Best(x) if outside else batch.best
+        best = Best.of(x) if outside else batch.best
         run = _Climb(ActiveBatch(batch.model, x, batch.y, ball, batch.rng, batch.targeted, best), objective, length)
         x_adv = run.climb(aim, ball.project(x_adv, x), early_exit and not outside)
     batch.finish()

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import Model, attack, gradient
+from src.attacks.core import Model, attack, gradient, spec_of
 from src.losses import cross_entropy, fooled
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS, Count
 from src.threat import ThreatModel, norm_of
 
 
-@attack("autoattack", kind="budget", norms=("linf", "l2", "l1"))
+@attack("autoattack", kind="budget", norms=("linf", "l2", "l1"), access="gradients")
 def autoattack(
     model: Model,
     x: Tensor,
@@ -51,7 +51,7 @@ def autoattack(
     batch.keep(~fooled(model(x), y, targeted))
     for name, keys in members:
         member = ATTACKS[name]
-        if threat.norm not in member.norms or not len(batch):  # type: ignore[attr-defined]
+        if threat.norm not in spec_of(name).norms or not len(batch):
             continue
         x_adv = member(batch.model, batch.x, batch.y, batch.threat, rng=batch.rng, targeted=targeted, **keys)
         # A survivor keeps a point of the ball: the last member's.

@@ -3,17 +3,15 @@ in l2 and l1 the same single step along the steepest direction of that norm."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
 from src.attacks.core import Model, attack, finite_budgets, gradient
-from src.losses import LOSSES
+from src.losses import LOSSES, LossName
 from src.random_streams import RandomStreams
 from src.threat import ThreatModel, column
 
 
-@attack("fgsm", kind="budget", norms=("linf", "l2", "l1"))
+@attack("fgsm", kind="budget", norms=("linf", "l2", "l1"), access="gradients")
 def fgsm(
     model: Model,
     x: Tensor,
@@ -22,7 +20,7 @@ def fgsm(
     *,
     rng: RandomStreams,
     targeted: bool,
-    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+    loss: LossName = "cross_entropy",
     random_start: bool = False,
 ) -> Tensor:
     """One step of size eps along the gradient.

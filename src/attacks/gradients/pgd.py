@@ -3,20 +3,26 @@ In l1 a step spreads over the largest entries of the gradient, as in SLIDE (Tram
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Best, Model, attack, every, finite_budgets
-from src.losses import LOSSES, fooled
+from src.losses import LOSSES, LossName, fooled
 from src.random_streams import RandomStreams
 from src.registry import Count, Fraction, Positive
 from src.threat import ThreatModel, column, norm_of
 
 
-@attack("pgd", kind="budget", norms=("linf", "l2", "l1"))
+def check_restarts(options: Mapping[str, Any]) -> None:
+    if options["restarts"] > 1 and not options["random_start"]:
+        raise ValueError("restarts need random_start = yes: from the same start every run gives the same result")
+
+
+@attack("pgd", kind="budget", norms=("linf", "l2", "l1"), access="gradients", check_options=check_restarts)
 def pgd(
     model: Model,
     x: Tensor,
@@ -30,7 +36,7 @@ def pgd(
     restarts: Count = 1,
     random_start: bool = True,
     momentum: Fraction = 0.0,
-    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+    loss: LossName = "cross_entropy",
     early_exit: bool = True,
     sparsity: Fraction = 0.01,
 ) -> Tensor:
@@ -46,9 +52,7 @@ def pgd(
         early_exit: an example stops at its first success; otherwise its loss is raised to the end.
         sparsity: share of the entries that one l1 step changes.
     """
-    if restarts > 1 and not random_start:
-        raise ValueError("restarts need random_start, or they all do the same")
-    eps, best = finite_budgets(threat, x), Best(x)
+    eps, best = finite_budgets(threat, x), Best.of(x)
     for _ in range(restarts):
         batch, pace = ActiveBatch(model, x, y, threat, rng, targeted, best), column(eps * (step / steps), x)
         if early_exit:

@@ -1,24 +1,23 @@
 """Universal perturbation (Moosavi-Dezfooli et al. 2017; found by projected gradients as Shafahi et al. 2020; audio:
 Vadillo and Santana 2022, Neekhara et al. 2019): one delta for all clips of the batch.
 
-By its nature the answer for one clip depends on the others: `universal.per_example` is False."""
+By its nature the answer for one clip depends on the others."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from src.attacks.core import Model, attack, finite_budgets, gradient
-from src.losses import LOSSES, fooled
+from src.losses import LOSSES, LossName, fooled
 from src.random_streams import RandomStreams
 from src.registry import Count, Fraction, Positive
 from src.threat import ThreatModel, column, norm_of
 
 
-@attack("universal", kind="budget", norms=("linf", "l2"))
+@attack("universal", kind="budget", norms=("linf", "l2"), access="gradients", fitted=True)
 def universal(
     model: Model,
     x: Tensor,
@@ -31,7 +30,7 @@ def universal(
     step: Positive = 5.0,
     momentum: Fraction = 0.9,
     shift_invariant: bool = False,
-    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+    loss: LossName = "cross_entropy",
 ) -> Tensor:
     """One perturbation that fools as many clips of the batch as it can.
 
@@ -65,9 +64,6 @@ def universal(
         velocity = momentum * velocity + (1 - momentum) * mean
         shared = common.project(shared + common.ascent(velocity) * (eps * step / steps), torch.zeros_like(shared))
     return each.project(x + best, x)
-
-
-universal.per_example = False  # type: ignore[attr-defined]
 
 
 def _placed(delta: Tensor, offset: Tensor | None, count: int) -> Tensor:

@@ -18,7 +18,7 @@ WINDOW = 10
 """Rounds between two changes of the step sizes."""
 
 
-@attack("boundary", kind="minimum_norm", norms=("l2",))
+@attack("boundary", kind="minimum_norm", norms=("l2",), access="labels")
 def boundary(
     model: Model,
     x: Tensor,

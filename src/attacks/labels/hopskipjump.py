@@ -20,7 +20,7 @@ HALVINGS = 10
 """Step sizes tried per step, each half of the one before."""
 
 
-@attack("hopskipjump", kind="minimum_norm", norms=("l2", "linf"))
+@attack("hopskipjump", kind="minimum_norm", norms=("l2", "linf"), access="labels")
 def hopskipjump(
     model: Model,
     x: Tensor,

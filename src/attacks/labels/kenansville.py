@@ -14,7 +14,7 @@ from src.registry import Count
 from src.threat import ThreatModel, column
 
 
-@attack("kenansville", kind="minimum_norm", norms=("l2", "linf"), targetable=False)
+@attack("kenansville", kind="minimum_norm", norms=("l2", "linf"), access="labels", targetable=False, stages="waveform")
 def kenansville(
     model: Model,
     x: Tensor,
@@ -30,8 +30,6 @@ def kenansville(
     Args:
         steps: bisections; each takes one query, after one for the clean clip and one for silence.
     """
-    if x.dim() != 2:
-        raise ValueError(f"kenansville removes parts of a waveform, [batch, time]; this input has {x.dim()} axes")
     oracle = Oracle(ActiveBatch(model, x, y, threat, rng, targeted), steps + 2)
     spectrum = torch.fft.rfft(x)
     rank = spectrum.abs().argsort(1).argsort(1)

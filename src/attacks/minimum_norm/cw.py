@@ -31,7 +31,7 @@ SHRINK = 0.99
 """An objective that falls by less within a tenth of the steps has converged."""
 
 
-@attack("cw", kind="minimum_norm", norms=("l2",))
+@attack("cw", kind="minimum_norm", norms=("l2",), access="gradients")
 def cw(
     model: Model,
     x: Tensor,
@@ -60,7 +60,7 @@ def cw(
             follows the margin to whichever class comes next, as published.
         abort_early: an example stops when a tenth of the steps lowers its objective by less than 1 %.
     """
-    best = Best(x)
+    best = Best.of(x)
     if candidates > 1 and not targeted:
         grad, value, _ = gradient(model, x, lambda logits: margin(logits, y, False))
         scouts = Search(ActiveBatch(model, x, y, threat, rng, False), grad, value, SLACK * value.abs())

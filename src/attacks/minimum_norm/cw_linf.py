@@ -14,7 +14,7 @@ from src.registry import Count, Fraction, Natural, Positive
 from src.threat import ThreatModel, column
 
 
-@attack("cw_linf", kind="minimum_norm", norms=("linf",))
+@attack("cw_linf", kind="minimum_norm", norms=("linf",), access="gradients")
 def cw_linf(
     model: Model,
     x: Tensor,

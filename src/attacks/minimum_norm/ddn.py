@@ -14,7 +14,7 @@ from src.registry import Count, Fraction, Natural, Positive
 from src.threat import ThreatModel, column, norm_of
 
 
-@attack("ddn", kind="minimum_norm", norms=("l2",))
+@attack("ddn", kind="minimum_norm", norms=("l2",), access="gradients")
 def ddn(
     model: Model,
     x: Tensor,

@@ -15,7 +15,7 @@ from src.registry import Count, Natural, NonNegative
 from src.threat import ThreatModel, column, norm_of
 
 
-@attack("deepfool", kind="minimum_norm", norms=("l2", "linf"))
+@attack("deepfool", kind="minimum_norm", norms=("l2", "linf"), access="gradients")
 def deepfool(
     model: Model,
     x: Tensor,

@@ -15,7 +15,7 @@ from src.registry import Count, Natural, NonNegative, Positive
 from src.threat import ThreatModel, column
 
 
-@attack("ead", kind="minimum_norm", norms=("l1",))
+@attack("ead", kind="minimum_norm", norms=("l1",), access="gradients")
 def ead(
     model: Model,
     x: Tensor,

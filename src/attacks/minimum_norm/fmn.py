@@ -16,7 +16,7 @@ from src.registry import Count, Fraction, Natural, Positive
 from src.threat import ThreatModel, column, norm_of
 
 
-@attack("fmn", kind="minimum_norm", norms=("l2", "linf", "l1", "l0"))
+@attack("fmn", kind="minimum_norm", norms=("l2", "linf", "l1", "l0"), access="gradients")
 def fmn(
     model: Model,
     x: Tensor,

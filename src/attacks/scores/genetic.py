@@ -3,7 +3,10 @@ uniform crossover, children mutate. The best member survives unchanged."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
@@ -13,7 +16,7 @@ from src.registry import Count, Fraction, Positive
 from src.threat import ThreatModel, column
 
 
-@attack("genetic", kind="budget", norms=("linf", "l2"))
+@attack("genetic", kind="budget", norms=("linf", "l2"), access="scores")
 def genetic(
     model: Model,
     x: Tensor,
@@ -23,7 +26,7 @@ def genetic(
     rng: RandomStreams,
     targeted: bool,
     queries: Count = 2000,
-    population: Count = 20,
+    population: Annotated[int, Ge(2)] = 20,
     mutation: Fraction = 0.05,
     mutation_size: Positive = 1.0,
     temperature: Positive = 0.3,
@@ -37,8 +40,6 @@ def genetic(
         mutation_size: largest change of an entry, in units of eps (linf) or eps / sqrt(entries) (l2).
         temperature: of the choice of parents, in standard deviations of the population's fitness.
     """
-    if population < 2:
-        raise ValueError("a population needs at least 2 members")
     unit = finite_budgets(threat, x) * (mutation_size if threat.norm == "linf" else mutation_size / x[0].numel() ** 0.5)
     batch = ActiveBatch(model, x, y, threat, rng, targeted)
     # Fitness of the elite is known: only children are asked about.

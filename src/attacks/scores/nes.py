@@ -15,7 +15,7 @@ from src.registry import Count, Fraction, Positive
 from src.threat import ThreatModel, column
 
 
-@attack("nes", kind="budget", norms=("linf", "l2"))
+@attack("nes", kind="budget", norms=("linf", "l2"), access="scores")
 def nes(
     model: Model,
     x: Tensor,

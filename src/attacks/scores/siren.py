@@ -14,7 +14,7 @@ from src.registry import Count, NonNegative
 from src.threat import ThreatModel, column
 
 
-@attack("siren", kind="budget", norms=("linf", "l2"))
+@attack("siren", kind="budget", norms=("linf", "l2"), access="scores")
 def siren(
     model: Model,
     x: Tensor,

@@ -14,7 +14,7 @@ from src.registry import Count, Positive
 from src.threat import ThreatModel, column
 
 
-@attack("spsa", kind="budget", norms=("linf", "l2"))
+@attack("spsa", kind="budget", norms=("linf", "l2"), access="scores")
 def spsa(
     model: Model,
     x: Tensor,

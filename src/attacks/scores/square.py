@@ -22,7 +22,7 @@ SCHEDULE = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 """The share of all queries after which the area of a square halves, as in the paper."""
 
 
-@attack("square", kind="budget", norms=("linf", "l2"))
+@attack("square", kind="budget", norms=("linf", "l2"), access="scores")
 def square(
     model: Model,
     x: Tensor,
