@@ -1,7 +1,8 @@
-# make demo | make test | make check | make bench | make docs | make study CONFIG=experiments/x.ini;
-# each creates .venv first, and a second run goes on where the first one stopped.
+# make demo | make test | make check | make bench | make docs | make study CONFIG=experiments/x.ini ARGS="--set ...";
+# each creates .venv first; the same command resumes an interrupted run. ARGS goes to every script of the study.
 PYTHON ?= python3
 CONFIG ?= config.ini
+ARGS ?=
 BIN := .venv/bin
 RUN := $(BIN)/python
 
@@ -15,11 +16,11 @@ demo: study
 	@echo "wavs     data/results/attack/wavs   original, adversarial and perturbation-only; listen to them"
 
 study: .venv/.runtime
-	$(RUN) prepare_dataset.py --config $(CONFIG)
-	$(RUN) train_model.py --config $(CONFIG)
-	$(RUN) evaluate_model.py --config $(CONFIG)
-	$(RUN) attack.py --config $(CONFIG)
-	$(RUN) certify.py --config $(CONFIG)
+	$(RUN) prepare_dataset.py --config $(CONFIG) $(ARGS)
+	$(RUN) train_model.py --config $(CONFIG) $(ARGS)
+	$(RUN) evaluate_model.py --config $(CONFIG) $(ARGS)
+	$(RUN) attack.py --config $(CONFIG) $(ARGS)
+	$(RUN) certify.py --config $(CONFIG) $(ARGS)
 
 test: .venv/.dev
 	$(RUN) -m pytest

@@ -183,8 +183,8 @@ def run(data_dir: Path | None, repeats: int, per_class: int = 13) -> list[dict[s
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    shared = Path(__file__).resolve().parents[2] / "shared" / "data"
-    parser.add_argument("--data-dir", type=Path, default=shared if shared.is_dir() else None)
+    recorded = Path(__file__).resolve().parents[1] / "data/raw/speech_commands"
+    parser.add_argument("--data-dir", type=Path, default=recorded if recorded.is_dir() else None)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

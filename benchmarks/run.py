@@ -39,7 +39,8 @@ def processor() -> str:
 
 def test_clips(data: Path, folder: Path) -> store.Clips:
     """The test split of the keywords."""
-    prepare(DataSettings(source="speech_commands", data_dir=folder), {"source_dir": data})
+    files = str(ROOT / "experiments/subsets/speech_commands.txt")
+    prepare(DataSettings(source="speech_commands", data_dir=folder), {"source_dir": data, "files": files})
     return store.load(folder, "test")
 
 
@@ -69,7 +70,7 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "data/keywords_study/models/resnet.pt")
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data/speech_commands")
+    parser.add_argument("--data", type=Path, default=ROOT / "data/raw/speech_commands")
     parser.add_argument("--only", default=",".join(NAMES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/RESULTS.md")
@@ -77,6 +78,7 @@ def main() -> None:
     chosen = args.only.split(",")
     if not args.data.is_dir() or not set(chosen) <= set(NAMES):
         print(f"error: need the folder {args.data} and names out of {', '.join(NAMES)}", file=sys.stderr)
+        print("make study CONFIG=experiments/keywords.ini downloads the clips and trains the models", file=sys.stderr)
         sys.exit(2)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

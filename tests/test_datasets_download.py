@@ -17,6 +17,8 @@ from src.datasets import speech_commands
 from src.datasets.download import extract, fetch
 from src.registry import DATASETS
 
+ARCHIVES = "http://download.tensorflow.org/data"
+
 
 class Server:
     """Serves one content, with or without Range, and closes the connection after `limit` bytes of a response."""
@@ -121,13 +123,17 @@ def test_extraction_is_safe_and_whole(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.rglob("*")] == ["deep", "x.tar.gz"]
 
 
-def test_version_is_downloaded_on_request(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("version", "name"), [("0.02", "v0.02"), ("0.02_test", "test_set_v0.02")])
+def test_version_is_downloaded_on_request(
+    version: str, name: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.content = archive({f"./yes/{i:08x}_nohash_0.wav": b"x" for i in range(5)})
+    assert speech_commands.URL.format(version=name) == f"{ARCHIVES}/speech_commands_{name}.tar.gz"
     monkeypatch.setattr(speech_commands, "URL", server.url + "?{version}")
-    monkeypatch.setitem(speech_commands.SHA256, "0.02", sha(server.content))
+    monkeypatch.setitem(speech_commands.SHA256, version, sha(server.content))
     program = {"include": ("yes",), "default": (), "sample_rate": 16000, "seconds": 1.0, "seed": 0}
     for _ in range(2):
-        corpus = DATASETS["speech_commands"](**program, source_dir=tmp_path / "sc", version="0.02")
+        corpus = DATASETS["speech_commands"](**program, source_dir=tmp_path / "sc", version=version)
         assert len(corpus.recordings) == 5
     assert len(server.ranges_requested) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["sc"]

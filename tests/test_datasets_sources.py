@@ -225,3 +225,56 @@ def test_seeded_split_repeats_and_differs_by_seed() -> None:
     for c in "abc":
         counts = Counter(first[clip] for clip in labels if labels[clip] == c)
         assert counts == {"train": 14, "validation": 2, "test": 4}
+
+
+def test_a_list_of_files_chooses_clips_and_splits(commands: Path, tmp_path: Path) -> None:
+    path = tmp_path / "files.txt"
+    lines = [f"{split} yes/{s:08x}_nohash_0.wav" for s, split in enumerate(("train", "train", "validation", "test"))]
+    path.write_text("# ours\n\n" + "\n".join(lines))
+    corpus = plan("speech_commands", ("yes",), source_dir=commands, files=str(path))
+    assert [f"{r.split} {r.id}" for r in corpus.recordings] == lines
+    with_silence = plan("speech_commands", ("yes", "_silence_"), source_dir=commands, files=str(path))
+    assert Counter(r.split for r in with_silence.recordings) == {"train": 4, "validation": 2, "test": 2}
+    for text, message in (
+        ("train yes/none.wav", "not in source_dir"),
+        (f"{lines[0]}\n{lines[0]}", "files.txt:2: names yes/00000000_nohash_0.wav again"),
+        ("learn yes/00000000_nohash_0.wav", "write one of train, validation, test"),
+        ("train", "write one of"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            plan("speech_commands", ("yes",), source_dir=commands, files=str(path))
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="not a text file"):
+        plan("speech_commands", ("yes",), source_dir=commands, files=str(path))
+    with pytest.raises(FileNotFoundError, match="no such list"):
+        plan("speech_commands", ("yes",), source_dir=commands, files="nowhere.txt")
+
+
+SUBSETS = Path(__file__).resolve().parents[1] / "experiments/subsets"
+
+
+@pytest.mark.parametrize("source", ["speech_commands", "fsdd"])
+def test_our_lists_give_the_clips_of_the_studies(source: str, shared: Path) -> None:
+    options = {"sample_rate": 16000, "seconds": 1.0, "source_dir": shared / source}
+    expected = plan(source, **options)
+    corpus = plan(source, **options, files=str(SUBSETS / f"{source}.txt"))
+    assert corpus.classes == expected.classes
+    assert corpus.recordings == expected.recordings
+    # The seed of the splits has no influence on listed ones.
+    assert plan(source, **{**options, "seed": 7}, files=str(SUBSETS / f"{source}.txt")).recordings == corpus.recordings
+
+
+def test_our_lists_of_utterances_are_those_of_the_recordings(shared: Path) -> None:
+    options = {"source_dir": shared / "librispeech_mini/LibriSpeech", "seconds": 1.6}
+    expected = plan("librispeech", **options, splits_dir=str(shared / "librispeech_mini/splits"))
+    assert plan("librispeech", **options, splits_dir=str(SUBSETS / "librispeech")).recordings == expected.recordings
+
+
+def test_list_of_digits_leaves_other_takes_out(shared: Path, tmp_path: Path) -> None:
+    (tmp_path / "files.txt").write_text("train 0_george_0.wav\nvalidation 0_george_7.wav\ntest 1_george_9.wav\n")
+    for folder in (shared / "fsdd", shared / "fsdd/recordings"):
+        corpus = plan("fsdd", source_dir=folder, files=str(tmp_path / "files.txt"))
+        assert [(Path(r.id).name, r.split) for r in corpus.recordings] == [
+            ("0_george_0.wav", "train"), ("0_george_7.wav", "validation"), ("1_george_9.wav", "test"),
+        ]  # fmt: skip

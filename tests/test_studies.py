@@ -1,4 +1,4 @@
-"""Every study of experiments/ and benchmarks/ in a tiny setting: the files are whole and run from their own command."""
+"""Every study of experiments/ and every benchmark in a tiny setting: each runs from its own command to its tables."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ SMALL = [
     "CERTIFY.attack_n=100", "CERTIFY.baselines=no", "MODEL.rescnn.width=4",
 ]  # fmt: skip
 QUERIES = ("autoattack", "square", "nes", "spsa", "siren", "genetic", "hopskipjump", "boundary")
-OWN = {
-    # its front end alone would take longer than everything else here
+SMALL_OF_STUDY = {
+    # its front end alone would take longer than all other tests here
     "keywords_cnn": ["FRONTEND.linear_mel.hop_length=1000", "FRONTEND.linear_mel.n_fft=1024",
                      "FRONTEND.linear_mel.n_mels=48", "FRONTEND.linear_mel.pad_seconds=3"],
     "inversions_keywords": ["MODEL.names=resnet"],
     "attacks_keywords": [f"ATTACK.{name}.queries=20" for name in QUERIES]
                         + ["ATTACK.autoattack.steps=10", "ATTACK.psychoacoustic.steps=5", "ATTACK.universal.steps=5"],
 }  # fmt: skip
-"""What else must be small in a study."""
+"""What else must be small in one study."""
 
 
 @pytest.fixture(scope="module")
@@ -101,24 +101,25 @@ def test_scale_benchmark_counts_memory_and_processes(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_study_runs_whole(study: str, tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_study_runs(study: str, tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = config.load(ROOT / f"experiments/{study}.ini").data.source
     corpus = {"speech_commands": "speech_commands", "fsdd": "fsdd", "librispeech": "librispeech_mini"}[source]
     words = {"speech_commands": "yes,no", "fsdd": "3,7", "librispeech": "1088,118"}[source]
+    more = [f"DATA.{source}.files={ROOT / f'experiments/subsets/{source}.txt'}", *SMALL_OF_STUDY.get(study, [])]
     if source == "librispeech":
-        lists = f"DATA.librispeech.splits_dir={shared / corpus / 'splits'}"
-        monkeypatch.setitem(OWN, study, [lists, "DATA.librispeech.crops=1", "DATA.n_test=1"])
-    tiny = [f"DATA.{source}.source_dir={shared / corpus}", f"DATA.include_dirs={words}", *SMALL, *OWN.get(study, [])]
+        lists = f"DATA.librispeech.splits_dir={ROOT / 'experiments/subsets/librispeech'}"
+        more = [lists, "DATA.librispeech.crops=1", "DATA.n_test=1"]
+    settings = [f"DATA.{source}.source_dir={shared / corpus}", f"DATA.include_dirs={words}", *SMALL, *more]
     args = ["--config", str(ROOT / f"experiments/{study}.ini")]
-    args += [part for override in tiny for part in ("--set", override)]
+    args += [part for setting in settings for part in ("--set", setting)]
     scripts = ["prepare_dataset.py", "train_model.py", "evaluate_model.py"]
     if study.startswith("certified"):
         share = ["--stages", "magnitude", "normalize", "--methods", "gaussian"]
         assert call(tmp_path, monkeypatch, "experiments/certified.py", *args, *share) == 0
         (table,) = tmp_path.rglob("certified.csv")
         with table.open() as file:
-            found = {(row["stage"], row["training"]) for row in csv.DictReader(file)}
-        assert found == {(s, t) for s in ("magnitude", "normalize") for t in ("plain", "gaussian")}
+            rows = {(row["stage"], row["training"]) for row in csv.DictReader(file)}
+        assert rows == {(s, t) for s in ("magnitude", "normalize") for t in ("plain", "gaussian")}
         assert list(tmp_path.rglob("representations.png"))
     else:
         scripts += ["attack.py", "certify.py"]

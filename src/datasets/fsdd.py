@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from src.datasets.source import Corpus, Recording, pick
-from src.datasets.splits import by_class, check_shares, seeded_split
+from src.datasets.splits import by_class, check_shares, listed_splits, seeded_split
 from src.datasets.tree import open_tree
 from src.registry import DATASETS, Fraction
 
@@ -23,6 +23,7 @@ def fsdd(
     source_dir: Path = Path("data/raw/fsdd"),
     label: Literal["digit", "speaker"] = "digit",
     validation: Fraction = 0.1,
+    files: str = "",
 ) -> Corpus:
     """The spoken digits: takes 0 to 4 of every digit and speaker test (the data set's rule), the others train.
 
@@ -32,6 +33,8 @@ def fsdd(
         source_dir: folder (or archive) of the data set, or its `recordings`.
         label: what to recognize: digit or speaker.
         validation: share of the training takes that validates, drawn with the seed.
+        files: list of the clips to use and their splits, one `split file` per line, without `recordings/`; empty: all
+            clips, by the rule and the share above.
     """
     check_shares(validation, 0)
     tree = open_tree(source_dir)
@@ -49,12 +52,16 @@ def fsdd(
     # of every digit and speaker.
     training = {name: name.rsplit("_", 1)[0] for name in labels if takes[name] > 4}
     drawn = seeded_split(training, {}, validation, 0, seed)
+    splits = {name: drawn.get(name, "test") for name in labels}
+    if files:
+        listed = listed_splits(Path(files), {name.rsplit("/", 1)[-1] for name in speakers})
+        splits = {name: listed[file] for name in labels if (file := name.rsplit("/", 1)[-1]) in listed}
     return Corpus(
         tree.stamp,
         classes,
         tuple(
-            Recording(name, labels[name], drawn.get(name, "test"), speakers[name])
-            for name in by_class(list(labels), labels, classes)
+            Recording(name, labels[name], splits[name], speakers[name])
+            for name in by_class(list(splits), labels, classes)
         ),
         tree.audio,
     )

@@ -12,16 +12,18 @@ import soundfile
 
 from src.datasets.download import extract, fetch
 from src.datasets.source import Corpus, Recording, pick
-from src.datasets.splits import by_class, hash_split
+from src.datasets.splits import by_class, hash_split, listed_splits
 from src.datasets.store import SPLITS
 from src.datasets.tree import Archive, Folder, open_tree
 from src.random_streams import derive_seed
 from src.registry import DATASETS
 
-URL = "http://download.tensorflow.org/data/speech_commands_v{version}.tar.gz"
+URL = "http://download.tensorflow.org/data/speech_commands_{version}.tar.gz"
+TEST_SET = "0.02_test"
 SHA256 = {
     "0.01": "743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d",
     "0.02": "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
+    TEST_SET: "cc2a00c1147c2254e9be3fa0f779d8c17421dc349b86366567a8edfa9acd51df",
 }
 NOISE, UNKNOWN, SILENCE = "_background_noise_", "_unknown_", "_silence_"
 NOISE_PARTS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
@@ -36,7 +38,8 @@ def speech_commands(
     seconds: float,
     seed: int,
     source_dir: Path = Path("data/raw/speech_commands"),
-    version: Literal["none", "0.01", "0.02"] = "none",
+    version: Literal["none", "0.01", "0.02", "0.02_test"] = "none",
+    files: str = "",
 ) -> Corpus:
     """Google's Speech Commands: a folder in the original layout, or the .tar.gz itself, read without extraction.
 
@@ -47,20 +50,25 @@ def speech_commands(
 
     Args:
         source_dir: folder or archive of the data set; with a version, the folder it is downloaded to.
-        version: 0.01 or 0.02 is downloaded on request (about 1.5 and 2.3 GB) unless source_dir is there already.
+        version: downloaded on request unless source_dir is there already: 0.01 (1.5 GB), 0.02 (2.3 GB) or 0.02_test
+            (113 MB; the clips of 0.02 that Google's lists use for testing, to be split by `files`).
+        files: list of the clips to use and their splits, one `split file` per line; empty: all clips, by the lists or
+            the hash.
     """
     source_dir = source_dir.expanduser()
     if version != "none" and not source_dir.exists():
-        archive = source_dir.with_name(f"speech_commands_v{version}.tar.gz")
-        fetch(URL.format(version=version), archive, SHA256[version])
+        name = "test_set_v0.02" if version == TEST_SET else f"v{version}"
+        archive = source_dir.with_name(f"speech_commands_{name}.tar.gz")
+        fetch(URL.format(version=name), archive, SHA256[version])
         extract(archive, source_dir)
         archive.unlink()
     tree = open_tree(source_dir)
-    lists = _lists(tree)
+    lists = listed_splits(Path(files), set(tree.names)) if files else _lists(tree)
     words: dict[str, list[str]] = defaultdict(list)
     for name in tree.names:
         word, _, file = name.partition("/")
-        if file.endswith(".wav") and "/" not in file and not file.startswith("."):
+        used = not files or name in lists or word == NOISE
+        if used and file.endswith(".wav") and "/" not in file and not file.startswith("."):
             words[word].append(name)
     if not words:
         raise ValueError(f"{source_dir}: no <word>/<file>.wav here; is it Speech Commands?")

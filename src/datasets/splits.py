@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
 
 from src.datasets.store import SPLITS
 from src.random_streams import derive_seed
@@ -24,6 +25,39 @@ def hash_split(name: str, validation: float = 10.0, test: float = 10.0) -> str:
     number = int(hashlib.sha1(speaker.encode(), usedforsecurity=False).hexdigest(), 16) % (MAX_PER_CLASS + 1)
     percent = number * (100.0 / MAX_PER_CLASS)
     return "validation" if percent < validation else "test" if percent < validation + test else "train"
+
+
+def listed_splits(path: Path, available: Container[str]) -> dict[str, str]:
+    """File -> split from a list with a line `split file` per clip, such as experiments/subsets/fsdd.txt; empty lines
+    and lines that begin with # are skipped.
+
+    Args:
+        path: the list.
+        available: the files of the corpus, named as in the list.
+
+    Raises:
+        FileNotFoundError: no such list.
+        ValueError: not a list of that kind, or one that names a file the corpus lacks or a file twice.
+    """
+    splits: dict[str, str] = {}
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such list (files of the data source)") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text file") from None
+    for number, line in enumerate(lines, 1):
+        split, _, name = line.partition(" ")
+        if not line.strip() or line.startswith("#"):
+            continue
+        if split not in SPLITS or not name:
+            raise ValueError(f"{path}:{number}: write one of {', '.join(SPLITS)}, a space and a file")
+        if name not in available:
+            raise ValueError(f"{path}:{number}: names {name}, which is not in source_dir")
+        if name in splits:
+            raise ValueError(f"{path}:{number}: names {name} again")
+        splits[name] = split
+    return splits
 
 
 def seeded_split(
