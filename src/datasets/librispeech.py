@@ -64,7 +64,7 @@ def librispeech(
         raise ValueError(f"{source_dir}: crops = {crops} needs the folder; extract the archive first")
     recordings = []
     for name in by_class(list(labels), labels, classes):
-        parts = _parts(tree.root / name, seconds, crops) if crops > 1 and splits[name] == "train" else []  # type: ignore[union-attr]
+        parts = _parts(tree.path / name, seconds, crops) if crops > 1 and splits[name] == "train" else []
         if len(parts) < 2:
             recordings.append(Recording(name, labels[name], splits[name], labels[name]))
         for i, part in enumerate(parts if len(parts) > 1 else ()):

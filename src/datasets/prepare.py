@@ -87,10 +87,11 @@ def prepare(data: DataSettings, options: Mapping[str, Any], workers: int = 2) ->
         "seconds": data.seconds,
         "stamp": corpus.stamp,
         # The list of recordings depends on the source's keys and on the seed.
-        "plan": fingerprint(*corpus.recordings),
+        "plan": fingerprint(*corpus.recordings, *((r.id, sorted(r.tags.items())) for r in corpus.recordings if r.tags)),
         # Left out where it is the usual one, so that stores prepared before corpora declared it are recognized.
         **({} if corpus.splits == SPLITS else {"splits": list(corpus.splits)}),
     }
+    assert all(recording.split in corpus.splits for recording in corpus.recordings), "a split that was not declared"
     key = fingerprint(str(settings))
     facts = _prepared(data.data_dir, key, corpus.splits)
     if facts:
@@ -172,6 +173,7 @@ def _write(
                     label=label_of[recording.label],
                     length=length,
                     speaker=recording.speaker,
+                    tags=recording.tags,
                 )
         assert len(done) == len(recordings), "the source did not yield every recording"
         for writer in writers.values():

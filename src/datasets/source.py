@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,7 @@ class Recording:
         speaker: who speaks, or "" where unknown.
         part: (first frame, frames) of the file `file`; None for all of it.
         file: path inside the corpus where it is not the id.
+        tags: further text about the clip, by name (a fold, a session).
     """
 
     id: str
@@ -43,6 +44,7 @@ class Recording:
     speaker: str = ""
     part: tuple[int, int] | None = None
     file: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def path(self) -> str:

@@ -5,8 +5,8 @@ Sample s stands for the value s / 32768, so a stored clip, its waveform and its 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Clips:
         sample_rate: Hz.
         synthetic: whether the recordings are synthetic speech.
         source: the data source's name.
+        tags: further text per clip, by name and then in the order of the clips; "" where a clip has none. The tag
+            "speaker" says who speaks.
     """
 
     samples: np.ndarray
@@ -50,6 +52,7 @@ class Clips:
     sample_rate: int
     synthetic: bool = False
     source: str = ""
+    tags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,6 +60,11 @@ class Clips:
     @property
     def n_samples(self) -> int:
         return int(self.samples.shape[1])
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """Who speaks in each clip, "" where unknown."""
+        return self.tags.get("speaker", ("",) * len(self))
 
     def fingerprint(self) -> str:
         """16 hex digits that change with the samples, labels, ids, classes or sample rate (from their SHA-256)."""
@@ -75,15 +83,13 @@ class Clips:
     def select(self, index: Sequence[int] | Tensor) -> Clips:
         """The clips at `index`."""
         rows = [int(i) for i in index]
-        return Clips(
-            self.samples[rows],
-            self.labels[rows],
-            self.lengths[rows],
-            tuple(self.ids[i] for i in rows),
-            self.classes,
-            self.sample_rate,
-            self.synthetic,
-            self.source,
+        return replace(
+            self,
+            samples=self.samples[rows],
+            labels=self.labels[rows],
+            lengths=self.lengths[rows],
+            ids=tuple(self.ids[i] for i in rows),
+            tags={name: tuple(values[i] for i in rows) for name, values in self.tags.items()},
         )
 
 
@@ -118,7 +124,9 @@ def load(data_dir: Path, split: str) -> Clips:
     try:
         index = json.loads((data_dir / f"{split}.json").read_text(encoding="utf-8"))
         samples = np.load(data_dir / f"{split}.npy", mmap_mode="r", allow_pickle=False)
-        if samples.dtype != np.int16 or samples.shape[0] != len(index["ids"]):
+        tags = {"speaker": index.get("speakers", [""] * len(index["ids"])), **index.get("tags", {})}
+        columns = [index["ids"], index["labels"], index["lengths"], *tags.values()]
+        if samples.dtype != np.int16 or {len(column) for column in columns} != {samples.shape[0]}:
             raise ValueError("array and index disagree")
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
@@ -137,4 +145,5 @@ def load(data_dir: Path, split: str) -> Clips:
         facts["sample_rate"],
         facts["synthetic"],
         facts["source"],
+        {name: tuple(values) for name, values in tags.items()},
     )

@@ -12,6 +12,11 @@ from pathlib import Path, PurePosixPath
 from src.datasets.source import Audio, Recording
 from src.files import fingerprint
 
+METADATA = (".csv", ".txt", ".tsv", ".json")
+"""Files that describe the recordings."""
+LARGEST_KEPT = 1 << 24
+"""Bytes of the largest one that is kept while an archive is read."""
+
 
 class Folder:
     """Every file below a folder.
@@ -22,7 +27,7 @@ class Folder:
     """
 
     def __init__(self, root: Path):
-        self.root = root
+        self.path = root
         size_and_time = {}
         for folder, _, files in os.walk(root, followlinks=True):
             for file in files:
@@ -36,16 +41,23 @@ class Folder:
         self.stamp = fingerprint(*(f"{name} {size_and_time[name]}" for name in self.names))
 
     def content(self, name: str) -> bytes:
-        """One small file."""
-        return (self.root / name).read_bytes()
+        """One small file, such as a list or a table.
+
+        Raises:
+            FileNotFoundError: no such file in the folder.
+        """
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.path}: holds no {name}") from None
 
     def audio(self, recordings: Sequence[Recording]) -> Iterator[tuple[int, Audio]]:
         for position, recording in enumerate(recordings):
-            yield position, self.root / recording.path
+            yield position, self.path / recording.path
 
 
 class Archive:
-    """Every regular file of a tar archive (plain, gz, bz2, xz). A first pass lists it and keeps the text files and the
+    """Every regular file of a tar archive (plain, gz, bz2, xz). A first pass lists it and keeps the metadata and the
     background noise; a second one yields the recordings in the order of the archive. Nothing is written to disk.
 
     Raises:
@@ -59,7 +71,8 @@ class Archive:
         for file, member in self._members():
             name = safe_name(member.name, path)
             members[name] = member.name
-            if name.endswith("_list.txt") or "_background_noise_/" in name:
+            is_metadata = name.lower().endswith(METADATA) and member.size <= LARGEST_KEPT
+            if is_metadata or "_background_noise_/" in name:
                 self.kept[name] = file.extractfile(member).read()  # type: ignore[union-attr]
         tops = {name.split("/")[0] for name in members}
         # The archive holds the folder itself instead of its content: everything is one level further down.
@@ -79,8 +92,18 @@ class Archive:
             raise ValueError(f"{self.path}: not a tar archive, or damaged ({error})") from None
 
     def content(self, name: str) -> bytes:
-        """One file that the first pass kept."""
-        return self.kept[self.prefix + name]
+        """One small file; one that the first pass did not keep takes another pass.
+
+        Raises:
+            FileNotFoundError: no such file in the archive.
+        """
+        path = self.prefix + name
+        if path in self.kept:
+            return self.kept[path]
+        for file, member in self._members():
+            if safe_name(member.name, self.path) == path:
+                return file.extractfile(member).read()  # type: ignore[union-attr]
+        raise FileNotFoundError(f"{self.path}: holds no {name}")
 
     def audio(self, recordings: Sequence[Recording]) -> Iterator[tuple[int, Audio]]:
         wanted = defaultdict(list)

@@ -38,13 +38,24 @@ class SplitWriter:
         self.folder, self.split, self.n_samples = folder, split, n_samples
         self.offset, self.row_bytes = len(header(0, n_samples)), 2 * n_samples
         self.entries: dict[int, tuple[str, int, int, str]] = {}
+        self.tags: dict[int, Mapping[str, str]] = {}
         self.file = (folder / f"{split}.npy").open("w+b")
 
-    def put(self, row: int, samples: np.ndarray, *, clip: str, label: int, length: int, speaker: str) -> None:
+    def put(
+        self,
+        row: int,
+        samples: np.ndarray,
+        *,
+        clip: str,
+        label: int,
+        length: int,
+        speaker: str,
+        tags: Mapping[str, str],
+    ) -> None:
         """Write int16 [n_samples] at `row`."""
         self.file.seek(self.offset + row * self.row_bytes)
         self.file.write(samples.astype("<i2").tobytes())
-        self.entries[row] = (clip, label, length, speaker)
+        self.entries[row], self.tags[row] = (clip, label, length, speaker), tags
 
     def finish(self) -> None:
         """Close the gaps left by skipped recordings, write header and index, and sync them to disk."""
@@ -61,8 +72,11 @@ class SplitWriter:
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
-        columns = zip(*(self.entries[row] for row in rows), strict=True) if rows else ([], [], [], [])
-        index = dict(zip(("ids", "labels", "lengths", "speakers"), map(list, columns), strict=True))
+        columns = zip(*(self.entries[row] for row in rows), strict=True) if rows else ([],) * 4
+        index: dict[str, Any] = dict(zip(("ids", "labels", "lengths", "speakers"), map(list, columns), strict=True))
+        names = sorted({name for tags in self.tags.values() for name in tags})
+        if names:
+            index["tags"] = {name: [self.tags[row].get(name, "") for row in rows] for name in names}
         write_json(self.folder / f"{self.split}.json", index)
 
     def abandon(self) -> None:
