@@ -23,8 +23,8 @@ from src.victims import checkpoint
 def main(config: Config, args: argparse.Namespace) -> None:
     """Train every model of [MODEL] names with every value of [TRAINING] gradient_penalty, by [TRAINING] method.
 
-    Writes model_dir/NAME.pt and plots of loss, validation accuracy and learning rate. A finished training is not
-    repeated; an interrupted one goes on after its last whole epoch and ends with the same weights.
+    Writes model_dir/NAME.pt and plots of loss, validation accuracy and learning rate. A complete training is not
+    repeated; an interrupted one is resumed after its last complete epoch and ends with the same weights.
     """
     settings = config.training
     train, valid = (store.load(config.data.data_dir, split) for split in ("train", "validation"))
@@ -32,11 +32,11 @@ def main(config: Config, args: argparse.Namespace) -> None:
     if settings.noise and settings.noise_dir:
         noise = load_noise(Path(settings.noise_dir).expanduser(), train.sample_rate, train.n_samples)
     device = choose_device(settings.use_cuda)
-    wanted = [(model, penalty) for model in config.model.names for penalty in settings.gradient_penalty]
+    trainings = [(model, penalty) for model in config.model.names for penalty in settings.gradient_penalty]
     victims = []
-    for model, _ in wanted:  # all are built first, so that a mistake is found before any work
-        named = config.frontend.name
-        front_end = MODELS[model].front_end if named == "auto" else named  # type: ignore[attr-defined]
+    for model, _ in trainings:  # all are built first, so that a mistake is reported before any work
+        configured = config.frontend.name
+        front_end = MODELS[model].front_end if configured == "auto" else configured  # type: ignore[attr-defined]
         torch.manual_seed(derive_seed(settings.seed, model))
         victim = checkpoint.build(
             model=model,
@@ -51,7 +51,7 @@ def main(config: Config, args: argparse.Namespace) -> None:
             victim.split(settings.stage)
         victims.append(victim)
     rows = []
-    for (model, penalty), victim in zip(wanted, victims, strict=True):
+    for (model, penalty), victim in zip(trainings, victims, strict=True):
         name = model_name(model, penalty, settings.method)
         facts = fit(
             victim,

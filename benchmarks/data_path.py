@@ -119,8 +119,8 @@ def measure(front_end: str, files: Path, store: Path, repeats: int) -> list[dict
             yield torch.from_numpy(np.stack([peer(paths[i]) for i in index.tolist()])).float(), clips.labels[index]
 
     kept, computing = source(changing=False), source(changing=True)
-    assert kept.kept is not None
-    assert computing.kept is None
+    assert kept.cached is not None
+    assert computing.cached is None
     kept_z, computed_z, librosa_z = (next(side)[0] for side in (ours(kept), ours(computing), by_librosa()))
     torch.testing.assert_close(kept_z, computed_z, rtol=1e-5, atol=1e-6)
     error = float((kept_z - librosa_z).abs().max() / librosa_z.abs().max())

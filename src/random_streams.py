@@ -1,5 +1,5 @@
-"""Random numbers that belong to an example, not to a batch: every example has its own stream, seeded by
-(seed, example id, purpose), so a result does not depend on batch size, order, process count or resumption."""
+"""Random streams, one per example: seeded by (seed, example id, purpose), so that results do not depend on batch size,
+order, process count or resumption."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 BLOCK = 16
-"""Normal draws are made in multiples of this many: torch fills normals in groups of 16, and only whole groups
-concatenate to the same stream whatever the size of each call."""
+"""Batches of normal draws are multiples of this: torch fills normals in groups of 16, and only complete groups give the
+same stream for every size of the calls."""
 
 
 def derive_seed(*parts: object) -> int:
@@ -30,9 +30,9 @@ class RandomStreams:
     Args:
         seed: the run's seed.
         ids: one id per example.
-        purpose: what the numbers are for ("pgd", "certify sigma=0.5"), so that uses do not share a stream.
-        device: where the numbers are drawn; CUDA streams differ from CPU streams.
-        generators: streams that exist already, one per example; new ones are seeded where there are none.
+        purpose: of the numbers ("pgd", "certify sigma=0.5"), so that different uses have different streams.
+        device: of the generators; CUDA streams differ from CPU streams.
+        generators: existing streams, one per example; None to seed new ones.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class RandomStreams:
         return len(self.generators)
 
     def select(self, index: Tensor) -> RandomStreams:
-        """The streams of the examples at `index` (long or bool tensor [batch]); they go on where they stand."""
+        """The streams of the examples at `index` (long or bool tensor [batch]), which continue from their state."""
         chosen = index.nonzero().flatten() if index.dtype == torch.bool else index
         ids, generators = [self.ids[i] for i in chosen.tolist()], [self.generators[i] for i in chosen.tolist()]
         return RandomStreams(self.seed, ids, self.purpose, generators=generators)

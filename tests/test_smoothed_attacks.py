@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from src.evaluation.smoothed_attacks import (
     BASELINES,
     SMOOTHED_ATTACK_FIELDS,
-    Try,
+    Attempt,
     attack_defended,
     attack_smoothed,
     contradicts,
@@ -113,16 +113,16 @@ def test_budgets_grow_until_another_class_is_named() -> None:
     assert seen == [1, 2]
     assert outcome(tries, 1) == {"clean": 1, "broken_at": 1, "flipped_at": 2}
     assert outcome(tries[:1], 1) == {"clean": 1, "broken_at": math.inf, "flipped_at": math.inf}
-    assert outcome([Try(0, 0, 0)], 1) == {"clean": 0, "broken_at": 0, "flipped_at": 0}
+    assert outcome([Attempt(0, 0, 0)], 1) == {"clean": 0, "broken_at": 0, "flipped_at": 0}
 
 
 def test_what_contradicts_a_certificate() -> None:
     certificate = Certificate(1, 0.5, 100)
-    assert contradicts(certificate, Try(0.4, 0.4, 0))
-    assert not contradicts(certificate, Try(0.4, 0.4, ABSTAIN)), "an abstention claims nothing"
-    assert not contradicts(certificate, Try(0.4, 0.4, 1))
-    assert not contradicts(certificate, Try(0.5, 0.5, 0)), "the border itself is not certified"
-    assert not contradicts(Certificate(ABSTAIN, 0.0, 100), Try(0.0, 0.0, 0))
+    assert contradicts(certificate, Attempt(0.4, 0.4, 0))
+    assert not contradicts(certificate, Attempt(0.4, 0.4, ABSTAIN)), "an abstention claims nothing"
+    assert not contradicts(certificate, Attempt(0.4, 0.4, 1))
+    assert not contradicts(certificate, Attempt(0.5, 0.5, 0)), "the border itself is not certified"
+    assert not contradicts(Certificate(ABSTAIN, 0.0, 100), Attempt(0.0, 0.0, 0))
 
 
 @pytest.mark.parametrize("name", ["quantize", "noise_at_snr"])
@@ -188,6 +188,6 @@ def test_certified_and_attacked_side_by_side() -> None:
     assert wrong
     assert "CERTIFICATE CONTRADICTED" in said
     assert summary.certificate_verdict(rows[1:2], 0.001) == (
-        "No certificate was put to the test: none has a radius.",
+        "No certificate was checked: none has a radius.",
         False,
     )

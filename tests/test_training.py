@@ -100,7 +100,7 @@ def test_resume_after_a_kill_is_bit_identical(
     clips = many_clips.select(range(0, 96, 2))  # 48 clips: 4 batches of 12
     training = dataclasses.replace(EVERYTHING, keep=keep, batch_size=12)
     whole = train(tmp_path / "whole", clips, training)
-    step, seen = TrainingRun._follow, []
+    step, seen = TrainingRun._update_average, []
 
     def killed(self: TrainingRun) -> None:
         step(self)
@@ -108,11 +108,11 @@ def test_resume_after_a_kill_is_bit_identical(
             raise KilledError
         seen.append(1)
 
-    monkeypatch.setattr(TrainingRun, "_follow", killed)
+    monkeypatch.setattr(TrainingRun, "_update_average", killed)
     with pytest.raises(KilledError):
         train(tmp_path / "cut", clips, training)
     assert not (tmp_path / "cut/m.pt").exists()
-    monkeypatch.setattr(TrainingRun, "_follow", step)
+    monkeypatch.setattr(TrainingRun, "_update_average", step)
     resumed = train(tmp_path / "cut", clips, training)
     assert resumed["history"] == whole["history"]
     assert same(weights(tmp_path / "whole/m.pt"), weights(tmp_path / "cut/m.pt"))

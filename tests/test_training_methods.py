@@ -15,6 +15,7 @@ from src.threat import ThreatModel
 from src.training import TrainingSettings, fit
 from src.training.methods.adversarial import craft
 from src.training.methods.learner import Learner
+from src.training.run import warn_of_collapse
 from src.victims import checkpoint
 
 METHOD_NAMES = [name for name in METHODS.names() if name != "gradient_penalty"]
@@ -36,49 +37,49 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
 def test_loss_is_finite_and_reaches_every_weight(name: str) -> None:
-    own, (x, y) = learner(), batch()
-    loss = METHODS[name](own, x, y)
+    trained, (x, y) = learner(), batch()
+    loss = METHODS[name](trained, x, y)
     loss.backward()
     assert loss.isfinite()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in own.modules.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained.modules.parameters())
 
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
 def test_batch_norm_sees_each_step_once(name: str) -> None:
     """Crafting and estimating run in evaluation mode: the statistics move by the training forward alone."""
-    own, (x, y) = learner(), batch()
-    METHODS[name](own, x, y)
-    assert own.modules[1].num_batches_tracked == 1
-    assert own.modules.training
+    trained, (x, y) = learner(), batch()
+    METHODS[name](trained, x, y)
+    assert trained.modules[1].num_batches_tracked == 1
+    assert trained.modules.training
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_crafted_examples_stay_in_the_ball_and_raise_the_loss(norm: str) -> None:
-    own, (x, y) = learner(), batch()
-    threat = ThreatModel(norm, 0.1, own.bounds)
-    x_adv = craft(own, x, y, threat, steps=5, step_size=0.5)
+    trained, (x, y) = learner(), batch()
+    threat = ThreatModel(norm, 0.1, trained.bounds)
+    x_adv = craft(trained, x, y, threat, steps=5, step_size=0.5)
     assert threat.contains(x_adv, x).all()
-    with own.quiet() as model, torch.no_grad():
-        assert own.loss(model(x_adv), y) > own.loss(model(x), y)
-    assert all(p.grad is None for p in own.modules.parameters())
+    with trained.evaluating() as model, torch.no_grad():
+        assert trained.loss(model(x_adv), y) > trained.loss(model(x), y)
+    assert all(p.grad is None for p in trained.modules.parameters())
 
 
 def test_share_of_adversarial_examples() -> None:
-    own, (x, y) = learner(), batch()
-    own.modules.eval()
-    plain = own.loss(own(x), y)
-    torch.testing.assert_close(METHODS["pgd"](own, x, y, share=0.0), own.loss(own(x), y))
-    own.modules.eval()
-    assert METHODS["pgd"](own, x, y, share=1.0, eps=0.2).item() > plain.item()
+    trained, (x, y) = learner(), batch()
+    trained.modules.eval()
+    plain = trained.loss(trained(x), y)
+    torch.testing.assert_close(METHODS["pgd"](trained, x, y, share=0.0), trained.loss(trained(x), y))
+    trained.modules.eval()
+    assert METHODS["pgd"](trained, x, y, share=1.0, eps=0.2).item() > plain.item()
 
 
 def test_consistency_vanishes_without_noise_disagreement() -> None:
-    own, (x, y) = learner(), batch()
-    own.modules.eval()
-    base = METHODS["gaussian"](own, x, y, sigma=1e-9)
-    agreed = METHODS["consistency"](own, x, y, sigma=1e-9, entropy=0.0)
+    trained, (x, y) = learner(), batch()
+    trained.modules.eval()
+    base = METHODS["gaussian"](trained, x, y, sigma=1e-9)
+    agreed = METHODS["consistency"](trained, x, y, sigma=1e-9, entropy=0.0)
     torch.testing.assert_close(base, agreed, atol=1e-5, rtol=1e-5)
-    assert METHODS["consistency"](own, x, y, sigma=1.0, entropy=0.0) > METHODS["gaussian"](own, x, y, sigma=1.0)
+    assert METHODS["consistency"](trained, x, y, sigma=1.0, entropy=0.0) > METHODS["gaussian"](trained, x, y, sigma=1.0)
 
 
 def test_macer_rewards_a_larger_radius() -> None:
@@ -115,14 +116,11 @@ def test_training_at_the_waveform_records_what_it_did(tmp_path: Path, clips: Cli
     assert again == facts
 
 
-def test_catastrophic_overfitting_is_said(tmp_path: Path, clips: Clips, capsys: pytest.CaptureFixture[str]) -> None:
-    from src.training.run import TrainingRun
-
-    run = object.__new__(TrainingRun)
-    run.name, run.history = "m", [{"validation_pgd_accuracy": 0.6}]
-    run._warn_of_collapse(0.1)
+def test_warning_of_catastrophic_overfitting(capsys: pytest.CaptureFixture[str]) -> None:
+    history = [{"validation_pgd_accuracy": 0.6}]
+    warn_of_collapse("m", history, 0.1)
     assert "catastrophic overfitting" in capsys.readouterr().out
-    run._warn_of_collapse(0.5)
+    warn_of_collapse("m", history, 0.5)
     assert not capsys.readouterr().out
 
 

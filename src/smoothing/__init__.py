@@ -1,5 +1,5 @@
 """Certified robustness by randomized smoothing: bounds on probabilities, the smoothed classifier, shaped noise, gain
-and time shift, and what the rows of a run amount to."""
+and time shift, and summaries of the rows of a run."""
 
 from src.smoothing.bounds import BettingTest, lower_bound, round_down
 from src.smoothing.certifier import UNITS, Certifier, spectrum, statements

@@ -1,9 +1,9 @@
-"""How surely a class wins: lower confidence bounds on the probability p of a class from k hits in n noise draws.
+"""Lower confidence bounds on the probability p of a class from k hits in n noise draws.
 
-Clopper-Pearson serves a number of draws fixed beforehand (Cohen, Rosenfeld and Kolter 2019). The betting test (Voracek
-2024) may be looked at after every draw and stopped at any time, for all radii at once. Its wealth against "the
-probability is p" is the Beta(1/2, 1/2) mixture likelihood ratio; at the true p it is a martingale of mean 1, so by
-Ville's inequality it ever reaches 1 / alpha with probability at most alpha."""
+The Clopper-Pearson bound needs a number of draws fixed beforehand (Cohen, Rosenfeld and Kolter 2019). The betting test
+(Voracek 2024) may be evaluated after every draw and stopped at any time, for all radii at once. Its wealth against the
+hypothesis "the probability is p" is the Beta(1/2, 1/2) mixture likelihood ratio; at the true p it is a martingale of
+mean 1, so by Ville's inequality it ever reaches 1 / alpha with probability at most alpha."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from scipy.special import betaln, log_ndtr, ndtr, ndtri
 from scipy.stats import beta
 
 TOLERANCE = 1e-9
-"""Absolute error allowed to the root finder, given away so that it never enlarges a radius."""
+"""Absolute error of the root finder; it is subtracted, so that it never enlarges a radius."""
 
 
 def lower_bound(k: int, n: int, alpha: float) -> float:
-    """One-sided Clopper-Pearson: p is below this with probability at most alpha.
+    """One-sided Clopper-Pearson bound: p is below it with probability at most alpha.
 
     >>> lower_bound(1000, 1000, 0.001) == 0.001 ** (1 / 1000)
     True
@@ -35,7 +35,7 @@ def lower_bound(k: int, n: int, alpha: float) -> float:
 
 
 def round_down(radius: float, digits: int = 6) -> float:
-    """The radius with so many significant digits, never above it: what is printed must be certified too.
+    """The radius rounded down to so many significant digits: the printed radius must be certified too.
 
     >>> round_down(0.12345678)
     0.123456
@@ -45,7 +45,7 @@ def round_down(radius: float, digits: int = 6) -> float:
 
 def log_wealth(k: Any, n: Any, log_p: Any, log_q: Any) -> Any:
     """Logarithm of the wealth against a probability p, given as log p and log(1 - p), after k hits in n draws; arrays
-    broadcast. Logarithms, because far out float64 rounds p to 1."""
+    broadcast. Logarithms, because float64 rounds p to 1 for large z."""
     return betaln(k + 0.5, n - k + 0.5) - math.log(math.pi) - k * log_p - (n - k) * log_q
 
 
@@ -54,8 +54,8 @@ class BettingTest:
 
     Args:
         targets: the z = radius / sigma to decide, >= 0.
-        n: most draws that will be made.
-        alpha: probability that anything this test ever claims about p is wrong.
+        n: maximum number of draws.
+        alpha: probability that any decision of this test about p is wrong.
     """
 
     def __init__(self, targets: Sequence[float], n: int, alpha: float):
@@ -66,8 +66,8 @@ class BettingTest:
         self.lost = np.zeros(len(self.z), dtype=bool)
 
     def observe(self, hits: np.ndarray) -> bool:
-        """Take draws (bool [m], True = the class) one after the other until all targets are decided or the draws are
-        used up; later draws of the call are ignored, so it does not matter how draws are batched.
+        """Process draws (bool [m], True = the class) one by one until all targets are decided or no draws are left;
+        the remaining draws of the call are ignored, so decisions do not depend on how draws are batched.
 
         Returns:
             whether every target is decided.
@@ -76,8 +76,8 @@ class BettingTest:
         n = (self.n + np.arange(1, len(hits) + 1))[:, None]
         crossed = log_wealth(k, n, *self.logs) >= self.threshold
         above = k > n * self.p
-        # Only hits from here on, and still not won: giving up is always sound. With hits alone the wealth falls and
-        # then rises, so its last value decides.
+        # Even if all remaining draws were hits, the target would not be won: giving up is always sound. Under hits
+        # alone the wealth falls and then rises, so its last value decides.
         hopeless = log_wealth(k + self.limit - n, self.limit, *self.logs) < self.threshold
         won: np.ndarray = np.logical_or.accumulate(crossed & above) | self.won
         lost: np.ndarray = np.logical_or.accumulate((crossed & ~above) | (hopeless & ~won)) | self.lost
@@ -87,7 +87,7 @@ class BettingTest:
         return bool(decided[last])
 
     def lower_z(self) -> float:
-        """The largest z for which p >= Phi(z) is certain so far, or -inf where not even p >= 1/2 is."""
+        """The largest z for which p >= Phi(z) is proven so far, or -inf where not even p >= 1/2 is."""
         best = max(self.z[self.won], default=-math.inf)
 
         def excess(z: float) -> float:

@@ -1,9 +1,9 @@
 """Noise with a fixed spectrum instead of white noise, and the norm in which it certifies.
 
-Noise N(0, Sigma) is Sigma^(1/2) times unit noise, so Cohen's theorem for f after Sigma^(1/2) says: g is constant where
+Noise N(0, Sigma) is Sigma^(1/2) times unit noise, so Cohen's theorem for f composed with Sigma^(1/2) says: g is constant where
 sqrt(delta' Sigma^-1 delta) < Phi^-1(p). For a circulant Sigma, with noise power s_k^2 at frequency k, that is
-sum |delta_k|^2 / s_k^2 < Phi^-1(p)^2 (orthonormal DFT). The spectrum is fixed before any clip is seen; noise that
-depends on the clip (proportional noise, masking of the clip) has no such theorem and is not offered here."""
+sum |delta_k|^2 / s_k^2 < Phi^-1(p)^2 (orthonormal DFT). The spectrum must not
+depend on the certified clip: for noise that does (proportional noise, masking by the clip) there is no such theorem."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from src.perception import threshold_in_quiet
 
 OCTAVES = (125, 250, 500, 1000, 2000, 4000, 8000)
 RANGE_DB = 40.0
-"""Bins quieter than this below the loudest are raised: the weakest bin alone decides the comparable L2 radius."""
+"""Dynamic range of a spectrum; weaker bins are raised to its end, because the weakest bin limits the L2 radius."""
 
 
 class ShapedNoise:
@@ -30,30 +30,31 @@ class ShapedNoise:
         if len(amplitude) != n_samples // 2 + 1 or not bool((amplitude > 0).all() & amplitude.isfinite().all()):
             raise ValueError(f"need {n_samples // 2 + 1} positive amplitudes")
         amplitude = amplitude.double().clamp_min(float(amplitude.max()) * 10 ** (-RANGE_DB / 20))
-        power = twice_inner(amplitude.square(), n_samples).sum() / n_samples
+        power = two_sided(amplitude.square(), n_samples).sum() / n_samples
         self.amplitude, self.n_samples = (amplitude / power.sqrt()).float(), n_samples
 
     def __call__(self, noise: Tensor) -> Tensor:
         return torch.fft.irfft(torch.fft.rfft(noise) * self.amplitude.to(noise.device), n=self.n_samples)
 
     def norm(self, delta: Tensor) -> Tensor:
-        """sqrt(sum |delta_k|^2 / s_k^2) of perturbations [..., time]: what a radius bounds, [...]."""
+        """sqrt(sum |delta_k|^2 / s_k^2) of perturbations [..., time], the norm that a radius bounds, [...]."""
         weighted = (torch.fft.rfft(delta, norm="ortho").abs() / self.amplitude.to(delta.device)).square()
-        return twice_inner(weighted, self.n_samples).sum(-1).sqrt()
+        return two_sided(weighted, self.n_samples).sum(-1).sqrt()
 
     def l2(self) -> float:
-        """Every perturbation of L2 norm below this times a radius is certified: the amplitude of the weakest bin."""
+        """L2 radius per unit of radius, the amplitude of the weakest bin: every perturbation of smaller L2 norm is
+        certified."""
         return float(self.amplitude.min())
 
     def bands(self, sample_rate: int) -> dict[str, float]:
-        """The same for perturbations that lie within one octave, by its center in Hz."""
+        """As `l2`, for perturbations within one octave, by its center in Hz."""
         hertz = torch.fft.rfftfreq(self.n_samples, 1 / sample_rate)
-        inside = {f: (hertz >= f / 2**0.5) & (hertz < f * 2**0.5) for f in OCTAVES}
-        return {f"{f} Hz": float(self.amplitude[mask].min()) for f, mask in inside.items() if mask.any()}
+        masks = {f: (hertz >= f / 2**0.5) & (hertz < f * 2**0.5) for f in OCTAVES}
+        return {f"{f} Hz": float(self.amplitude[mask].min()) for f, mask in masks.items() if mask.any()}
 
 
-def twice_inner(x: Tensor, n_samples: int) -> Tensor:
-    """The bins of a real transform [..., n_samples // 2 + 1], each counted as often as in the full one."""
+def two_sided(x: Tensor, n_samples: int) -> Tensor:
+    """A one-sided spectrum [..., n_samples // 2 + 1] weighted by how often each bin occurs in the two-sided one."""
     weight = torch.full(x.shape[-1:], 2.0, dtype=x.dtype, device=x.device)
     weight[0] = 1
     if n_samples % 2 == 0:
@@ -67,8 +68,8 @@ def hearing(n_samples: int, sample_rate: int) -> Tensor:
 
 
 def speech(waveforms: Tensor) -> Tensor:
-    """Amplitudes that follow the mean power spectrum of clips [n, time], smoothed over about 100 bins: the corpus's
-    spectrum, not any clip's. Use training clips only."""
+    """Amplitudes that follow the mean power spectrum of clips [n, time], smoothed over about 100 bins. Use training
+    clips only: the spectrum must not depend on a clip to certify."""
     power = torch.fft.rfft(waveforms).abs().square().mean(0)
     width = 101 if len(power) > 202 else 1
     smooth = torch.nn.functional.avg_pool1d(power[None, None], width, 1, width // 2, count_include_pad=False)[0, 0]

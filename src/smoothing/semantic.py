@@ -1,9 +1,9 @@
 """Certificates for a gain and for a circular time shift (Fischer, Baader and Vechev 2020), by smoothing over the
 parameter instead of the samples.
 
-Both transformations add up exactly, T_a(T_b(x)) = T_{a+b}(x), so f(T_u(x)) is a function of one number u, and Cohen's
-theorem for noise on u says: g gives T_a(x) the same label for every |a| below the radius. It needs that nothing clips
-or quantizes between transformation and classifier, hence `headroom`."""
+Both transformations compose additively, T_a(T_b(x)) = T_{a+b}(x), so f(T_u(x)) is a function of one number u, and
+Cohen's theorem for noise on u says: g gives T_a(x) the same label for every |a| below the radius. This requires that
+nothing clips or quantizes between transformation and classifier, hence `headroom`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 
 
 def gain(x: Tensor, u: Tensor) -> Tensor:
-    """x [time] louder by u [batch, 1] dB -> [batch, time]."""
+    """x [time] amplified by u [batch, 1] dB -> [batch, time]."""
     return x * 10 ** (u / 20)
 
 
 def headroom(x: Tensor) -> float:
-    """dB by which x [time] can grow before a sample leaves [-1, 1]: no gain certificate reaches beyond it."""
+    """dB by which x [time] can be amplified before a sample leaves [-1, 1]: the limit of every gain certificate."""
     peak = float(x.abs().max())
     return -20 * math.log10(peak) if peak > 0 else math.inf
 
@@ -28,8 +28,8 @@ def headroom(x: Tensor) -> float:
 def shift(x: Tensor, u: Tensor) -> Tensor:
     """x [time] delayed by u [batch, 1] samples, circularly and with fractions -> [batch, time].
 
-    The bin at half the sample rate of an even length has no phase to shift and is left out, at u = 0 too; with it
-    shifts would not add up.
+    For an even length, the bin at half the sample rate has no phase that could be shifted and is set to zero, at
+    u = 0 too; otherwise shifts would not compose additively.
     """
     n = x.shape[-1]
     spectrum = torch.fft.rfft(x)
@@ -42,5 +42,5 @@ def shift(x: Tensor, u: Tensor) -> Tensor:
 def along(
     model: Callable[[Tensor], Tensor], transform: Callable[[Tensor, Tensor], Tensor], x: Tensor, unit: float
 ) -> Callable[[Tensor], Tensor]:
-    """f as a function of the parameter alone, ready for `Smooth`: u [batch, 1] -> logits of T_{u * unit}(x)."""
+    """f as a function of the parameter alone, as `Smooth` needs it: u [batch, 1] -> logits of T_{u * unit}(x)."""
     return lambda u: model(transform(x, u * unit))

@@ -26,18 +26,19 @@ class CertifySettings:
         noise: spectrum of the noise at the waveform: white, speech (mean spectrum of the training clips) or hearing
             (threshold in quiet).
         n0: noise draws that select the class.
-        n: noise draws that estimate its probability; the most that mode = sequential uses.
-        alpha: probability that a clip's certificate is wrong.
+        n: noise draws that estimate its probability; the maximum in mode = sequential.
+        alpha: probability that the certificate of a clip is wrong.
         preset: replaces n0, n and alpha: paper (500, 10000, 0.001), cohen (100, 100000, 0.001) or none.
         mode: fixed (always n draws, for whole curves) or sequential (stop once the radii are decided).
         radii: columns of the table, and what mode = sequential decides.
-        batch_size: noise draws per forward pass, a multiple of 16; 0 tunes it at start. Results do not depend on it.
+        batch_size: noise draws per forward pass, a multiple of 16; 0 finds the fastest by timing. Results do not
+            depend on it.
         seed: of the noise.
         attack_clips: clips on which the smoothed classifier is attacked at every radius; 0 attacks one clip per sigma,
-            inside its own radius only, as a check.
+            inside its certified radius only, as a check.
         attack_steps: PGD steps per attack.
-        attack_draws: noise draws per step whose mean probability the attack climbs.
-        attack_n: noise draws that judge an attack.
+        attack_draws: noise draws per step; the attack maximizes the log of their mean probability.
+        attack_n: noise draws of the vote that judges an attack.
         baselines: attack the model behind each defense as well, at the same radii (white noise at the waveform only).
     """
 
@@ -72,12 +73,12 @@ class CertifySettings:
 
     @property
     def space(self) -> str:
-        """What is smoothed over, as files and titles name it."""
+        """The smoothed space, as named in files and titles."""
         if self.kind != "noise":
             return self.kind
         return self.stage if self.noise == "white" else f"{self.stage}.{self.noise}"
 
     def identity(self) -> dict[str, Any]:
-        """The settings that a row depends on, the sigmas apart."""
-        aside = {"sigma", "preset", "batch_size", *ATTACKING} | ({"radii"} if self.mode == "fixed" else set())
-        return {key: value for key, value in vars(self).items() if key not in aside}
+        """The settings that a row depends on, except the sigmas."""
+        excluded = {"sigma", "preset", "batch_size", *ATTACKING} | ({"radii"} if self.mode == "fixed" else set())
+        return {key: value for key, value in vars(self).items() if key not in excluded}

@@ -1,4 +1,4 @@
-"""Training: settings, batches, methods and the loop. `fit` trains one victim and writes it to disk."""
+"""Training: settings, batches, methods and the loop. `fit` trains one victim and saves it."""
 
 from src.training.loop import fit
 from src.training.settings import TrainingSettings

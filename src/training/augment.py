@@ -1,7 +1,7 @@
-"""Training augmentations, each one batched function on the batch's device with a generator of its own.
+"""Training augmentations: batched functions of the input and a random generator, both on the same device.
 
-Those of the waveform take and return x [batch, time]; the others act on features [batch, freq, time].
-A setting of zero leaves the input as it is."""
+Those of the waveform take and return x [batch, time], the others features [batch, freq, time]. A size or probability of
+zero returns the input unchanged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WHITE_NOISE = 0.3
-"""Share of the noisy examples that get white noise instead of a recording."""
+"""Probability of white noise instead of a recording, for an example with noise."""
 
 
 def _uniform(x: Tensor, generator: torch.Generator, *shape: int) -> Tensor:
@@ -25,9 +25,9 @@ def _symmetric(x: Tensor, generator: torch.Generator, limit: float) -> Tensor:
 
 
 def warp(x: Tensor, generator: torch.Generator, *, shift: float, speed: float) -> Tensor:
-    """Move each clip in time and change its speed (and with it pitch) around its middle, zeros from outside.
+    """Shift each clip in time and change its speed (and thereby its pitch) around its middle, zero-padded.
 
-    Linear interpolation between samples; a whole-sample shift alone is exact.
+    Linear interpolation between samples; a shift alone is by whole samples and exact.
 
     Args:
         shift: largest shift either way, samples.
@@ -51,15 +51,15 @@ def warp(x: Tensor, generator: torch.Generator, *, shift: float, speed: float) -
 
 
 def level(x: Tensor, generator: torch.Generator, *, limit: float) -> Tensor:
-    """Multiply each clip by a gain of up to +-`limit` dB; float samples are free to exceed 1."""
+    """Multiply each clip by a random gain within +-`limit` dB; samples may exceed 1."""
     return x * 10 ** (_symmetric(x, generator, limit) / 20) if limit else x
 
 
 def equalize(x: Tensor, generator: torch.Generator, *, deviation: float, points: int = 5) -> Tensor:
-    """Filter each clip by a smooth random gain, zero phase: a microphone's colour.
+    """Filter each clip with a smooth random frequency response of zero phase, as of different microphones.
 
     Args:
-        deviation: standard deviation in dB of the gain at each of `points` frequencies, evenly spaced.
+        deviation: standard deviation of the gain at each of `points` evenly spaced frequencies, dB.
     """
     if not deviation:
         return x
@@ -70,7 +70,8 @@ def equalize(x: Tensor, generator: torch.Generator, *, deviation: float, points:
 
 
 def reverberate(x: Tensor, generator: torch.Generator, *, probability: float, sample_rate: int) -> Tensor:
-    """Convolve some clips with the direct sound plus an exponentially decaying noise tail (60 dB in 0.05 to 0.3 s)."""
+    """Convolve some clips with a synthetic room response: an impulse and an exponentially decaying noise tail (60 dB
+    in 0.05 to 0.3 s)."""
     if not probability:
         return x
     time, tail = x.shape[-1], sample_rate // 5
@@ -91,41 +92,41 @@ def add_noise(
     """Add background noise to some clips.
 
     Args:
-        noise: recordings [k, samples]; each noisy clip gets a random excerpt of one of them, repeated end to end, or
-            white noise in 3 of 10 cases. None: always white.
-        probability: that a clip gets noise.
-        snr: lowest and highest ratio of the clip's to the noise's power, dB.
+        noise: recordings [k, samples], of which a random excerpt is used (periodically extended), or white noise with
+            probability 0.3. None: always white noise.
+        probability: that noise is added to a clip.
+        snr: lowest and highest signal-to-noise ratio, dB.
     """
     if not probability:
         return x
     batch, time = x.shape
-    sound = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    added = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     if noise is not None and len(noise):
         row = torch.randint(len(noise), (batch, 1), generator=generator, device=x.device)
         start = torch.randint(noise.shape[1], (batch, 1), generator=generator, device=x.device)
         column = (start + torch.arange(time, device=x.device)) % noise.shape[1]
         recorded = noise.to(x)[row, column]
-        sound = torch.where(_uniform(x, generator, 1) < WHITE_NOISE, sound, recorded)
+        added = torch.where(_uniform(x, generator, 1) < WHITE_NOISE, added, recorded)
     ratio = snr[0] + (snr[1] - snr[0]) * _uniform(x, generator, 1)
-    power = x.square().mean(1, keepdim=True) / sound.square().mean(1, keepdim=True).clamp_min(1e-12)
-    noisy = x + sound * (power * 10 ** (-ratio / 10)).sqrt()
+    power = x.square().mean(1, keepdim=True) / added.square().mean(1, keepdim=True).clamp_min(1e-12)
+    noisy = x + added * (power * 10 ** (-ratio / 10)).sqrt()
     return torch.where(_uniform(x, generator, 1) < probability, noisy, x)
 
 
 def stretch_frequency(x: Tensor, generator: torch.Generator, *, limit: float) -> Tensor:
-    """Stretch features along frequency, as another length of the vocal tract does (Jaitly and Hinton 2013).
+    """Stretch features along frequency: vocal tract length perturbation (Jaitly and Hinton 2013).
 
     Args:
-        x: features [batch, freq, time], with frequencies in order and of at least 2 rows.
-        limit: largest factor is exp(limit), smallest exp(-limit); beyond the last row it repeats.
+        x: features [batch, freq, time] with at least 2 rows, in the order of frequency.
+        limit: largest factor is exp(limit), smallest exp(-limit); the last row is repeated beyond the end.
     """
     if not limit:
         return x
     rows = x.shape[1]
-    place = torch.arange(rows, device=x.device, dtype=x.dtype) * _symmetric(x, generator, limit).exp()
-    place = place.clamp(0, rows - 1)
-    low = place.floor().clamp(max=rows - 2)
-    weight = (place - low)[:, :, None]
+    position = torch.arange(rows, device=x.device, dtype=x.dtype) * _symmetric(x, generator, limit).exp()
+    position = position.clamp(0, rows - 1)
+    low = position.floor().clamp(max=rows - 2)
+    weight = (position - low)[:, :, None]
     index = low.long()[:, :, None].expand(-1, -1, x.shape[2])
     return x.gather(1, index) * (1 - weight) + x.gather(1, index + 1) * weight
 
@@ -139,34 +140,34 @@ def mask_spectrogram(
     time_masks: int,
     time_size: float,
 ) -> Tensor:
-    """SpecAugment (Park et al. 2019): bands of rows and of columns are replaced by the example's mean.
+    """SpecAugment (Park et al. 2019): bands of rows and of columns are replaced by the mean of the example.
 
     Args:
         x: features [batch, freq, time].
         frequency_masks: number of row bands.
-        frequency_size: largest height of one, as a share of all rows.
+        frequency_size: largest height of a band, as a share of all rows.
         time_masks: number of column bands.
-        time_size: largest width of one, as a share of all columns.
+        time_size: largest width of a band, as a share of all columns.
     """
     hidden = torch.zeros(len(x), *x.shape[1:], dtype=torch.bool, device=x.device)
     for masks, share, axis in ((frequency_masks, frequency_size, 1), (time_masks, time_size, 2)):
         size = x.shape[axis]
-        place = torch.arange(size, device=x.device)
+        position = torch.arange(size, device=x.device)
         for _ in range(masks):
             width = _uniform(x, generator, 1) * share * size
             start = _uniform(x, generator, 1) * (size - width)
-            band = (place >= start) & (place < start + width)
+            band = (position >= start) & (position < start + width)
             hidden = hidden | (band[:, :, None] if axis == 1 else band[:, None])
     return torch.where(hidden, x.mean((1, 2), keepdim=True), x) if frequency_masks or time_masks else x
 
 
 def mixup(x: Tensor, y: Tensor, generator: torch.Generator, *, alpha: float) -> tuple[Tensor, Tensor]:
-    """Mix each example with another of the batch (Zhang et al. 2018); its own share is at least a half.
+    """Mix each example with another one of the batch (Zhang et al. 2018), whose share is at most a half.
 
     Args:
         x: inputs [batch, ...].
         y: label probabilities [batch, classes].
-        alpha: of the Beta(alpha, alpha) distribution of the share, drawn once per batch.
+        alpha: of the Beta(alpha, alpha) distribution of the shares, which are drawn once per batch.
     """
     if not alpha:
         return x, y
@@ -179,9 +180,9 @@ def mixup(x: Tensor, y: Tensor, generator: torch.Generator, *, alpha: float) -> 
 
 
 def _cpu(generator: torch.Generator) -> torch.Generator:
-    """The generator itself, or one on the CPU seeded by it."""
+    """The generator itself if on the CPU, else a CPU generator seeded by it."""
     if generator.device.type == "cpu":
         return generator
-    own = torch.Generator()
-    own.manual_seed(int(torch.randint(2**62, (1,), generator=generator, device=generator.device)))
-    return own
+    cpu_generator = torch.Generator()
+    cpu_generator.manual_seed(int(torch.randint(2**62, (1,), generator=generator, device=generator.device)))
+    return cpu_generator

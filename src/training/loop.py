@@ -1,7 +1,8 @@
-"""The training loop: one victim from fresh weights to a finished file, resumable after a kill at any point.
+"""The training loop: trains one victim from initial weights to a saved model; an interrupted training can be resumed.
 
-NAME.last.state holds everything the next epoch needs and is rewritten, atomically, after each one. NAME.pt appears,
-or replaces an older model, only when the training is complete. A resumed training ends with the same bits."""
+NAME.last.state holds everything that the next epoch depends on and is rewritten, atomically, after each epoch. NAME.pt
+is created, or replaces an older model, only when the training is complete. A resumed training ends with bit-identical
+weights."""
 
 from __future__ import annotations
 
@@ -40,14 +41,14 @@ def fit(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train `victim` (made by checkpoint.build) and write it to model_dir/NAME.pt.
+    """Train `victim` (made by checkpoint.build) and save it as model_dir/NAME.pt.
 
-    A training with equal settings, data and recipe that is complete is not repeated, one that was interrupted goes on.
+    A complete training with the same settings, data and recipe is not repeated; an interrupted one is resumed.
 
     Args:
-        gradient_penalty: weight of the L1 norm of the input gradient; 0 trains without.
+        gradient_penalty: weight of the L1 norm of the input gradient; 0 for none.
         options: keys of the training method.
-        noise: background recordings [k, samples] for the noise augmentation, or None for white noise.
+        noise: background recordings [k, samples] for the noise augmentation, or None for white noise only.
         progress: show a progress bar over the epochs on stderr.
 
     Returns:
@@ -55,11 +56,11 @@ def fit(
 
     Raises:
         ValueError: the loss is no longer finite, or stage is no representation of this model.
-        OSError: cannot write; the files of before are still there.
+        OSError: a file cannot be written; the previous files are unchanged.
     """
     device = torch.device(device)
     stage = victim.representations[-1] if training.stage == "auto" else training.stage
-    victim.split(stage)  # refuses an unknown one before any work
+    victim.split(stage)  # raises for an unknown representation, before any work
     settings = {
         "training": training.identity(),
         "gradient_penalty": gradient_penalty,
@@ -74,14 +75,14 @@ def fit(
         changed = differences(facts.get("settings", {}), settings)
         if not changed:
             return facts
-        text = f"{name}: trained with other settings ({changed}); training anew, the old file stays until then"
-        tqdm.write(text, file=sys.stderr)
+        message = f"{name}: was trained with other settings ({changed}); training again, then replacing the old file"
+        tqdm.write(message, file=sys.stderr)
     victim.to(device)
     fit_stages(list(victim.stages), train, device, training.seed)  # type: ignore[arg-type]
     state = resume(last, settings)
     method = "gradient_penalty" if gradient_penalty else training.method
-    own = {"weight": gradient_penalty} if gradient_penalty else dict(options or {})
-    run = TrainingRun(victim, train, valid, stage, method, own, training, noise, device, name, progress)
+    method_options = {"weight": gradient_penalty} if gradient_penalty else dict(options or {})
+    run = TrainingRun(victim, train, valid, stage, method, method_options, training, noise, device, name, progress)
     if state:
         run.restore(state)
     start = time.perf_counter() - (state["seconds"] if state else 0.0)

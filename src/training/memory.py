@@ -1,4 +1,4 @@
-"""What tells one training from another, so that a finished one is recognised and an interrupted one goes on."""
+"""Identity of a training: recognizes a finished one and resumes an interrupted one with the same settings and data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from src.victims import checkpoint
 
 
 def facts_of(path: Path) -> dict[str, Any]:
-    """The training facts of a model file; none when it is damaged or foreign, so that it is trained anew."""
+    """The training facts of a model file; empty if it is damaged or none, so that the model is trained again."""
     try:
         return dict(checkpoint.read(path)["facts"])
     except (ValueError, KeyError):
@@ -18,7 +18,7 @@ def facts_of(path: Path) -> dict[str, Any]:
 
 
 def resume(last: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of an interrupted training with the same settings, or nothing."""
+    """The state of an interrupted training with the same settings, or an empty dictionary."""
     try:
         state = checkpoint.read(last)
     except (FileNotFoundError, ValueError):
@@ -27,22 +27,22 @@ def resume(last: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], most: int = 4) -> str:
-    """What differs between two nested settings, the first `most` for a person to read; empty when nothing does."""
-    found = _differing(old, new)
-    more = f" and {len(found) - most} more" if len(found) > most else ""
-    return ", ".join(found[:most]) + more
+    """The first `most` differences between two nested settings as text; empty if there are none."""
+    changes = _changes(old, new)
+    more = f" and {len(changes) - most} more" if len(changes) > most else ""
+    return ", ".join(changes[:most]) + more
 
 
-def _differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found = []
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    changes = []
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found += _differing(before, after, f"{prefix}{key}.")
-        elif _plain(before) != _plain(after):
-            found.append(f"{prefix}{key} {before} -> {after}")
-    return found
+            changes += _changes(before, after, f"{prefix}{key}.")
+        elif _as_list(before) != _as_list(after):
+            changes.append(f"{prefix}{key} {before} -> {after}")
+    return changes
 
 
-def _plain(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value

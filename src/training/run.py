@@ -1,10 +1,10 @@
-"""The moving parts of one training: weights, their average, optimizer, history and the best epoch so far."""
+"""The state of one training: weights, their moving average, optimizer, history and best epoch."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,19 +16,20 @@ from src.datasets.store import Clips
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS, METHODS, keys_of
 from src.threat import ThreatModel
-from src.training.batches import Augmentation, Source, batches, changes_waveform
+from src.training.batches import Augmentation, Source, augments_waveform, batches
 from src.training.methods.learner import Learner
 from src.training.settings import TrainingSettings
 from src.victims.victim import WAVEFORM, Victim
 
 
 def make_optimizer(victim: Victim, training: TrainingSettings) -> torch.optim.Optimizer:
+    """The optimizer of the parameters of `victim`; without decay_all, only those of two or more dimensions decay."""
     parameters = [parameter for parameter in victim.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in parameters if training.decay_all or parameter.dim() > 1]
-    spared = [parameter for parameter in parameters if not (training.decay_all or parameter.dim() > 1)]
+    undecayed = [parameter for parameter in parameters if not (training.decay_all or parameter.dim() > 1)]
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": training.weight_decay}]
-    if spared:
-        groups.append({"params": spared, "weight_decay": 0.0})
+    if undecayed:
+        groups.append({"params": undecayed, "weight_decay": 0.0})
     if training.optimizer == "sgd":
         return torch.optim.SGD(groups, training.learning_rate, training.momentum, nesterov=training.momentum > 0)
     kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
@@ -36,24 +37,35 @@ def make_optimizer(victim: Victim, training: TrainingSettings) -> torch.optim.Op
 
 
 def faster_in_channels_last(classifier: nn.Module) -> bool:
-    """Whether all its convolutions are dense: those train up to twice as fast on CPU in channels_last.
+    """Whether all convolutions are dense: these train up to twice as fast on CPU in channels_last.
 
-    A 1x1 convolution of fewer than 8 channels rules it out: with 4 channels and a stride, its weight gradient in
-    channels_last writes beyond its memory (torch 2.11 on an AMD CPU, "double free or corruption").
+    Excluded are 1x1 convolutions of fewer than 8 channels: with 4 channels and a stride, the weight gradient in
+    channels_last writes out of bounds (torch 2.11 on an AMD CPU, "double free or corruption").
     """
     convolutions = [module for module in classifier.modules() if isinstance(module, nn.Conv2d)]
     narrow = any(module.kernel_size == (1, 1) and module.in_channels < 8 for module in convolutions)
     return bool(convolutions) and not narrow and all(module.groups == 1 for module in convolutions)
 
 
+def warn_of_collapse(name: str, history: Sequence[Mapping[str, float]], accuracy: float) -> None:
+    """Print a warning if `accuracy`, that under PGD after the epochs of `history`, has collapsed: catastrophic
+    overfitting (Wong et al. 2020)."""
+    best = max((entry["validation_pgd_accuracy"] for entry in history), default=0.0)
+    if best > 0.2 and accuracy < best / 2:
+        tqdm.write(
+            f"{name}: accuracy under PGD fell from {best:.2f} to {accuracy:.2f} in epoch {len(history) + 1}: "
+            "catastrophic overfitting; use method = pgd, a smaller eps, or keep an earlier epoch"
+        )
+
+
 class TrainingRun:
     """One training, epoch by epoch.
 
     Args:
-        stage: representation that the objective sees as its input; the chain before it is fixed.
+        stage: representation that is the input of the objective; the chain before it is not trained.
         method: name of the training method.
-        options: its keys, where they are not at their default.
-        name: for the progress bar and messages.
+        options: keys of the method that are not at their default.
+        name: of the model, for the progress bar and messages.
     """
 
     def __init__(
@@ -80,14 +92,14 @@ class TrainingRun:
         self.method, self.bounds = method, victim.bounds(stage)
         self.options = {key.name: key.default for key in keys_of(METHODS[method])} | dict(options)
         head, self.tail = victim.split(stage)
-        # Every stage before the cut is fixed, so its copy with the fast forward serves.
+        # Stages before the split without parameters to train can use the frozen copy, which is faster.
         fixed = not any(parameter.requires_grad for parameter in head.parameters())
         head = victim.frozen().split(stage)[0] if fixed else head
         title = f"{name}: features" if progress else None
-        # The fast backwards of the frozen copy have no second derivative.
+        # The fast backwards of the frozen copy have no second derivatives.
         steps = self.tail.steps if method == "gradient_penalty" or not fixed else victim.frozen().split(stage)[1].steps
         self.steps = [step.to(device) for step in steps]
-        self.source = Source(train, head, device, changes_waveform(training), title)
+        self.source = Source(train, head, device, augments_waveform(training), title)
         self.valid = Source(valid, head, device, False, title)
         self.optimizer = make_optimizer(victim, training)
         self.average = copy.deepcopy(victim).requires_grad_(False) if training.ema else None
@@ -104,19 +116,19 @@ class TrainingRun:
             return self.victim.classifier(x).float()  # type: ignore[misc]
 
     def epoch(self, epoch: int, bar: tqdm[Any]) -> None:
-        """One pass over the training clips, validation, and the history's next entry."""
+        """One pass over the training clips, then validation; appends an entry to the history."""
         t = self.training
-        change = Augmentation(t, epoch, self.sample_rate, self.noise, self.device)
-        learner = self.learner(change)
+        augmentation = Augmentation(t, epoch, self.sample_rate, self.noise, self.device)
+        learner = self.learner(augmentation)
         n_batches = math.ceil(len(self.source.clips) / t.batch_size)
         total, seen, rate = 0.0, 0, 0.0
         self.victim.train()
-        for number, (x, y) in enumerate(batches(self.source, t, epoch, change)):
-            # At the middle of the step, so that a warm-up begins above 0.
+        for number, (x, y) in enumerate(batches(self.source, t, epoch, augmentation)):
+            # The rate at the middle of the step, so that a warm-up starts above 0.
             rate = t.rate(epoch if t.schedule == "step" and not t.warmup_epochs else epoch + (number + 0.5) / n_batches)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            x, y = change.mix(change.features(x) if self.features else x, y)
+            x, y = augmentation.mix(augmentation.features(x) if self.features else x, y)
             loss = METHODS[self.method](learner, x, y, **self.options)
             value = loss.item()
             if not math.isfinite(value):
@@ -130,7 +142,7 @@ class TrainingRun:
                 nn.utils.clip_grad_norm_(self.victim.parameters(), t.gradient_clip)
             self.optimizer.step()
             self.step += 1
-            self._follow()
+            self._update_average()
             total, seen = total + value * len(x), seen + len(x)
             if (number + 1) % t.log_interval == 0:
                 bar.set_postfix(loss=f"{total / seen:.3f}", lr=f"{rate:.2g}", batch=f"{number + 1}/{n_batches}")
@@ -144,7 +156,7 @@ class TrainingRun:
         }
         if "eps" in self.options:
             entry["validation_pgd_accuracy"] = self.validate_under_attack()
-            self._warn_of_collapse(entry["validation_pgd_accuracy"])
+            warn_of_collapse(self.name, self.history, entry["validation_pgd_accuracy"])
         self.history.append(entry)
         if t.keep == "last" or not self.best or (accuracy, -loss_valid) > (self.best["accuracy"], -self.best["loss"]):
             state = {key: value.detach().clone() for key, value in (self.average or self.victim).state_dict().items()}
@@ -152,23 +164,24 @@ class TrainingRun:
         bar.update()
         bar.set_postfix(loss=f"{total / seen:.3f}", lr=f"{rate:.2g}", acc=f"{accuracy:.3f}")
 
-    def learner(self, change: Augmentation) -> Learner:
-        """What the method sees of the victim: everything from its stage on."""
+    def learner(self, augmentation: Augmentation) -> Learner:
+        """The part of the victim that the method trains: everything after its stage."""
 
-        def noisy(x: Tensor) -> Tensor:
+        def augmented(x: Tensor) -> Tensor:
             for step in self.steps:
                 x = step(x)
-            return self.classify(x if self.features or x.dim() != 3 else change.features(x))
+            return self.classify(x if self.features or x.dim() != 3 else augmentation.features(x))
 
         def plain(x: Tensor) -> Tensor:
             for step in self.steps:
                 x = step(x)
             return self.classify(x)
 
-        return Learner(noisy, plain, self.victim, self.bounds, change.generator, self.training.label_smoothing)
+        smoothing = self.training.label_smoothing
+        return Learner(augmented, plain, self.victim, self.bounds, augmentation.generator, smoothing)
 
-    def _follow(self) -> None:
-        """Move the average towards the weights; quickly in the first steps, when it has seen little."""
+    def _update_average(self) -> None:
+        """Move the average towards the weights; with a smaller decay in the first steps."""
         if self.average is None:
             return
         share = 1 - min(self.training.ema, self.step / (self.step + 10))
@@ -182,18 +195,18 @@ class TrainingRun:
         """(mean cross-entropy, accuracy) on the validation clips."""
         model = (self.average or self.victim).eval()
         stages = list(model.stages)[len(self.source.head.stages) :]
-        total, right = 0.0, 0
+        total, correct = 0.0, 0
         for index in torch.arange(len(self.valid.clips)).split(self.training.batch_size):  # type: ignore[no-untyped-call]
             x, y = self.valid(index), self.valid.clips.labels[index].to(self.device)
             for stage in stages:
                 x = stage(x)
             logits = model.classifier(x)  # type: ignore[misc]
             total += F.cross_entropy(logits, y, reduction="sum").item()
-            right += int((logits.argmax(1) == y).sum())
-        return total / len(self.valid.clips), right / len(self.valid.clips)
+            correct += int((logits.argmax(1) == y).sum())
+        return total / len(self.valid.clips), correct / len(self.valid.clips)
 
     def validate_under_attack(self, steps: int = 10, most: int = 64) -> float:
-        """Accuracy on the first validation clips under PGD with the budget of the training."""
+        """Accuracy of the first validation clips under PGD with the budget of the training."""
         model = (self.average or self.victim).eval()
         clips = self.valid.clips.select(range(min(most, len(self.valid.clips))))
         x, y = self.valid(torch.arange(len(clips))), clips.labels.to(self.device)
@@ -209,18 +222,8 @@ class TrainingRun:
         with torch.no_grad():
             return float((logits(x_adv).argmax(1) == y).float().mean())
 
-    def _warn_of_collapse(self, accuracy: float) -> None:
-        """Say so when the accuracy under PGD breaks down (catastrophic overfitting, Wong et al. 2020)."""
-        best = max((entry["validation_pgd_accuracy"] for entry in self.history), default=0.0)
-        if best > 0.2 and accuracy < best / 2:
-            epoch = len(self.history) + 1
-            tqdm.write(
-                f"{self.name}: accuracy under PGD fell from {best:.2f} to {accuracy:.2f} in epoch {epoch}: "
-                "catastrophic overfitting; use method = pgd, a smaller eps, or keep an earlier epoch"
-            )
-
     def state(self) -> dict[str, Any]:
-        """Everything the next epoch depends on: tensors and plain values."""
+        """Everything that the next epoch depends on, as tensors and plain values."""
         return {
             "weights": self.victim.state_dict(),
             "average": self.average.state_dict() if self.average else {},

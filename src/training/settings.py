@@ -1,4 +1,4 @@
-"""The keys of [TRAINING]: the seed's, then ours, whose defaults leave the seed's behaviour as it is."""
+"""The config section of training: the keys of the keyword study, then further ones, which are off by default."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from src.registry import METHODS, Count, Fraction, Natural, NonNegative, Positive
 
 NO_EFFECT = ("log_interval", "n_workers", "use_cuda", "gradient_penalty", "noise_dir")
-"""Keys that do not change the weights; the penalty and the noise of a training are remembered by their values."""
+"""Keys that do not change the weights; the weight of the penalty and the noise are recorded by their values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,40 +21,40 @@ class TrainingSettings:
         scheduler_steps: epochs at which the step schedule multiplies the learning rate by lr_decay.
         epochs: passes over the training clips.
         use_cuda: train on the GPU where there is one.
-        learning_rate: of the optimizer, at its highest.
+        learning_rate: of the optimizer, before any decay.
         weight_decay: of the optimizer; adamw decouples it from the gradient.
-        gradient_penalty: weight of the L1 norm of the loss's gradient at penalty_stage; one model is trained per value.
+        gradient_penalty: weight of the L1 norm of the gradient of the loss at `stage`; one model is trained per value.
         lr_decay: factor of the step schedule.
         batch_size: clips per step.
-        n_workers: accepted for old files, without effect: clips come from a memory map, which needs no workers.
+        n_workers: accepted for old files, without effect: clips are read from a memory map, which needs no workers.
         optimizer: adam, adamw or sgd (Nesterov momentum).
         momentum: of sgd.
         beta2: second moment decay of adam and adamw.
-        decay_all: weight decay on biases and norms too, not only on weights of convolutions and linear layers.
+        decay_all: weight decay of biases and normalization layers too, not only of convolutions and linear layers.
         gradient_clip: largest L2 norm of the parameters' gradient; 0 does not clip.
         schedule: step, or cosine from learning_rate to 0.
-        warmup_epochs: the rate rises linearly from 0 over these first epochs.
-        label_smoothing: probability spread over all classes.
-        time_shift: largest shift of a clip either way, ms.
-        speed: a clip plays faster or slower by a factor of up to exp(speed), pitch included.
-        level: largest random gain either way, dB.
+        warmup_epochs: epochs over which the rate rises linearly from 0.
+        label_smoothing: probability distributed over all classes.
+        time_shift: largest shift of a clip in either direction, ms.
+        speed: largest change of speed, with pitch, as a factor exp(+-speed).
+        level: largest random gain in either direction, dB.
         equalizer: standard deviation of a random smooth filter, dB.
-        reverb: probability that a clip gets a synthetic room.
-        noise: probability that a clip gets background noise.
-        noise_snr: lowest and highest signal-to-noise ratio of it, dB.
-        noise_dir: folder of noise recordings; empty for white noise alone.
+        reverb: probability of synthetic reverberation.
+        noise: probability of background noise.
+        noise_snr: lowest and highest signal-to-noise ratio of background noise, dB.
+        noise_dir: folder of noise recordings; empty for white noise only.
         vocal_tract: features are stretched along frequency by a factor of up to exp(vocal_tract); for mel bands.
-        frequency_masks: SpecAugment bands of frequencies hidden per clip.
-        frequency_mask_size: largest share of the frequencies that one hides.
-        time_masks: SpecAugment bands of frames hidden per clip.
-        time_mask_size: largest share of the frames that one hides.
+        frequency_masks: SpecAugment bands of frequencies masked per clip.
+        frequency_mask_size: largest share of the frequencies in a band.
+        time_masks: SpecAugment bands of frames masked per clip.
+        time_mask_size: largest share of the frames in a band.
         mixup: alpha of the Beta distribution by which features and labels of two clips are mixed; 0 does not mix.
-        ema: decay per step of the weight average that is validated and saved; 0 keeps the last weights.
-        keep: weights that are saved: of the best epoch by validation accuracy (then lower loss), or the last.
+        ema: decay per step of the moving average of the weights that is validated and saved; 0 for no average.
+        keep: weights that are saved: of the best epoch by validation accuracy (then lower loss), or of the last one.
         method: training method.
-        stage: representation at which the method works (penalty, noise, attack); auto for the classifier's input.
+        stage: representation at which the method works (penalty, noise, attack); auto for the input of the classifier.
         mixed_precision: bfloat16 in the classifier, on CUDA only.
-        seed: of initial weights, order, dropout and augmentation.
+        seed: of the initial weights, the order of clips, dropout and augmentation.
     """
 
     log_interval: Count = 100
@@ -105,7 +105,7 @@ class TrainingSettings:
             raise ValueError(f"gradient_penalty goes with method = standard, not {self.method}")
         if self.method == "gradient_penalty":
             raise ValueError(
-                "method = gradient_penalty is chosen by the weights in gradient_penalty; leave the method out"
+                "method = gradient_penalty is selected by the weights in gradient_penalty; do not set method"
             )
         if self.noise_snr[0] > self.noise_snr[1]:
             raise ValueError(f"noise_snr: the lowest ({self.noise_snr[0]:g}) is above the highest")
@@ -114,7 +114,7 @@ class TrainingSettings:
                 raise ValueError(f"{key} must be below 1")
 
     def rate(self, epoch: float) -> float:
-        """The learning rate after `epoch` epochs, a fraction within one.
+        """The learning rate after `epoch` epochs, which may be a fraction.
 
         >>> TrainingSettings(learning_rate=1.0, lr_decay=0.5, scheduler_steps=(2, 3)).rate(2.9)
         0.5
@@ -123,17 +123,17 @@ class TrainingSettings:
             return self.learning_rate * epoch / self.warmup_epochs
         if self.schedule == "step":
             return self.learning_rate * self.lr_decay ** sum(epoch >= step for step in self.scheduler_steps)
-        done = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1e-9)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        progress = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1e-9)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
     def identity(self) -> dict[str, Any]:
-        """The keys that change the weights, as plain values; without those at their default, so that a key that is
-        added later does not make old models look foreign."""
-        plain = asdict(TrainingSettings())
+        """The keys that change the weights, as plain values, except those at their default: so new keys do not change
+        the identity of old models."""
+        defaults = asdict(TrainingSettings())
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
-            if key not in NO_EFFECT and value != plain[key]
+            if key not in NO_EFFECT and value != defaults[key]
         }
 
 

@@ -15,11 +15,11 @@ from src.training.methods.learner import Learner
 
 
 def craft(learner: Learner, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, step_size: float) -> Tensor:
-    """Untargeted examples against label probabilities y, by `steps` steps of step_size * eps from a random start."""
+    """Untargeted adversarial examples for label probabilities y: PGD from a random start, steps of step_size * eps."""
     eps = column(threat.budgets(x), x)
-    start = learner.uniform(x) if threat.norm == "linf" else threat.ascent(learner.normal(x))
-    x_start = threat.project(x + start * eps, x)
-    with learner.quiet() as model:
+    direction = learner.uniform(x) if threat.norm == "linf" else threat.ascent(learner.normal(x))
+    x_start = threat.project(x + direction * eps, x)
+    with learner.evaluating() as model:
         return ascend(
             model,
             x_start,
@@ -34,7 +34,7 @@ def craft(learner: Learner, x: Tensor, y: Tensor, threat: ThreatModel, steps: in
 def mixed(
     learner: Learner, x: Tensor, y: Tensor, threat: ThreatModel, steps: int, step_size: float, share: float
 ) -> Tensor:
-    """Mean cross-entropy of a batch whose first `share` was replaced by adversarial examples."""
+    """Mean cross-entropy of a batch in which the first `share` of the examples is replaced by adversarial ones."""
     count = round(share * len(x))
     if count:
         x_adv = craft(learner, x[:count], y[:count], threat, steps, step_size)
@@ -53,8 +53,8 @@ def fgsm(
     step_size: Positive = 1.25,
     share: Fraction = 1.0,
 ) -> Tensor:
-    """Adversarial training with one step from a random start; cheap, but watch the validation accuracy under PGD: it
-    can collapse within an epoch (catastrophic overfitting).
+    """Adversarial training with one step from a random start. It is fast, but the accuracy under PGD can collapse
+    within an epoch (catastrophic overfitting); see the validation accuracy under PGD.
 
     Args:
         eps: budget at the training stage, in its units.
@@ -83,7 +83,7 @@ def pgd(
         eps: budget at the training stage, in its units.
         norm: of the perturbation.
         steps: gradient steps.
-        step_size: of one step, in units of eps.
+        step_size: of each step, in units of eps.
         share: of the batch that is adversarial.
     """
     return mixed(learner, x, y, ThreatModel(norm, eps, learner.bounds), steps, step_size, share)

@@ -15,8 +15,8 @@ def gradient_penalty(learner: Learner, x: Tensor, y: Tensor, *, weight: float) -
     """Mean over the batch of CE_i + weight * ||d CE_i / d x_i||_1: the L1 norm bounds the first-order effect of an
     L-infinity perturbation. Its weights are the list [TRAINING] gradient_penalty, one model each.
 
-    The norm is the sum over the entries of one example's representation, so its size grows with their number. Batch
-    norm in training mode makes CE_i depend on other examples too; that part is counted with x_i.
+    The norm is a sum over all entries of the representation of one example, so it grows with their number. In training
+    mode batch norm makes CE_i depend on the other examples too; that part of the gradient is assigned to x_i.
     """
     x = x.detach().requires_grad_()
     losses = F.cross_entropy(learner(x), y, label_smoothing=learner.smoothing, reduction="none")

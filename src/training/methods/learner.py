@@ -1,4 +1,4 @@
-"""What a training method trains."""
+"""The model under training, as a training method sees it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch.nn import functional as F
 class Learner:
     """The model under training, from the training stage to logits.
 
-    A method calls it as `subject(x)`, in training mode, for the loss it descends. Whatever it crafts or estimates on
-    the way goes through `quiet()`: evaluation mode, so that batch-norm statistics are not touched, and no random
-    augmentation, so that the same x gives the same logits.
+    A method calls it as `learner(x)`, in training mode, for the loss that is minimized. Adversarial examples and
+    estimates use the model of `evaluating()`: evaluation mode, so that batch-norm statistics do not change, and no
+    random augmentation, so that the same x gives the same logits.
 
     Attributes:
-        noisy: x -> logits in training mode, feature augmentation included.
-        plain: x -> logits without augmentation.
-        modules: what switches between the modes.
+        augmented: x [batch, ...] -> logits [batch, classes], with feature augmentation.
+        plain: the same without augmentation.
+        modules: the module that is switched between training and evaluation mode.
         bounds: lowest and highest legal value of x.
-        generator: of the epoch's random numbers, on the device of x.
+        generator: of the random numbers of the epoch, on the device of x.
         smoothing: label smoothing.
     """
 
-    noisy: Callable[[Tensor], Tensor]
+    augmented: Callable[[Tensor], Tensor]
     plain: Callable[[Tensor], Tensor]
     modules: nn.Module
     bounds: tuple[float, float]
@@ -36,10 +36,11 @@ class Learner:
     smoothing: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.noisy(x)
+        return self.augmented(x)
 
     @contextmanager
-    def quiet(self) -> Iterator[Callable[[Tensor], Tensor]]:
+    def evaluating(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """The model in evaluation mode and without augmentation; training mode is restored afterwards."""
         self.modules.eval()
         try:
             yield self.plain

@@ -13,8 +13,8 @@ from src.threat import ThreatModel
 from src.training.methods.learner import Learner
 
 
-def noisy(learner: Learner, x: Tensor, sigma: float, draws: int) -> Tensor:
-    """`draws` noisy copies of each example, one after the other, [batch * draws, ...]."""
+def noisy_copies(learner: Learner, x: Tensor, sigma: float, draws: int) -> Tensor:
+    """`draws` noisy copies of each example, consecutive, [batch * draws, ...]."""
     x = x.repeat_interleave(draws, 0)
     return x + sigma * learner.normal(x)
 
@@ -24,9 +24,9 @@ def gaussian(learner: Learner, x: Tensor, y: Tensor, *, sigma: Positive = 0.02) 
     """Cross-entropy under Gaussian noise.
 
     Args:
-        sigma: standard deviation of the noise, in units of the training stage; certify at the same one.
+        sigma: standard deviation of the noise, in units of the training stage; certify with the same sigma.
     """
-    return learner.loss(learner(noisy(learner, x, sigma, 1)), y)
+    return learner.loss(learner(noisy_copies(learner, x, sigma, 1)), y)
 
 
 @METHODS.register("consistency")
@@ -40,15 +40,15 @@ def consistency(
     weight: NonNegative = 10.0,
     entropy: NonNegative = 0.5,
 ) -> Tensor:
-    """Gaussian training whose predictions must agree over noise draws.
+    """Gaussian augmentation with a penalty on predictions that differ between noise draws.
 
     Args:
         sigma: standard deviation of the noise, in units of the training stage.
         draws: noise draws per clip.
-        weight: of the mean divergence of the draws from their mean.
-        entropy: weight of the entropy of the mean.
+        weight: of the mean KL divergence of the draws from their mean prediction.
+        entropy: weight of the entropy of the mean prediction.
     """
-    logits = learner(noisy(learner, x, sigma, draws))
+    logits = learner(noisy_copies(learner, x, sigma, draws))
     logs = logits.log_softmax(1).view(len(x), draws, -1)
     mean = logs.exp().mean(1)
     divergence = (mean[:, None] * (mean[:, None].clamp_min(1e-12).log() - logs)).sum(2).mean()
@@ -67,8 +67,8 @@ def smoothadv(
     draws: Count = 2,
     steps: Count = 2,
 ) -> Tensor:
-    """Adversarial training of the smoothed classifier: l2 steps on the mean probability over noise draws; the same
-    draws are used for the attack and for the loss.
+    """Adversarial training of the smoothed classifier: l2 PGD on the log of the mean probability over noise draws, with
+    the same draws for the attack and for the loss.
 
     Args:
         sigma: standard deviation of the noise, in units of the training stage.
@@ -82,7 +82,7 @@ def smoothadv(
     def cross_entropy(logits: Tensor) -> Tensor:
         return -(log_mean_probability(logits.view(len(x), draws, -1), dim=1) * y).sum(1)
 
-    with learner.quiet() as model:
+    with learner.evaluating() as model:
         x_adv = ascend(
             lambda x: model(x.repeat_interleave(draws, 0) + noise), x, x, threat, cross_entropy, steps, 2 * eps / steps
         )
@@ -101,23 +101,24 @@ def macer(
     margin: Positive = 8.0,
     temperature: Positive = 16.0,
 ) -> Tensor:
-    """Maximize the certified radius directly: a hinge on its soft estimate, for clips the smoothed model has right.
+    """Maximize the certified radius: a hinge loss on its soft estimate, for clips that the smoothed model classifies
+    correctly.
 
     Args:
         sigma: standard deviation of the noise, in units of the training stage.
         draws: noise draws per clip.
         weight: of the radius.
-        margin: radii beyond this many sigmas / 2 are not pushed further.
+        margin: of the hinge loss; a radius above margin * sigma / 2 is not increased further.
         temperature: inverse temperature of the soft votes.
     """
-    logits = learner(noisy(learner, x, sigma, draws)).view(len(x), draws, -1)
+    logits = learner(noisy_copies(learner, x, sigma, draws)).view(len(x), draws, -1)
     mean = logits.softmax(2).mean(1).clamp_min(1e-12)
     error = -(y * mean.log()).sum(1)
     votes = (logits * temperature).softmax(2).mean(1).clamp(1e-6, 1 - 1e-6)
     label = y.argmax(1)
-    own = votes.gather(1, label[:, None]).squeeze(1)
+    of_label = votes.gather(1, label[:, None]).squeeze(1)
     other = votes.scatter(1, label[:, None], 0.0).amax(1).clamp_min(1e-6)
-    gap = torch.special.ndtri(own) - torch.special.ndtri(other)
-    right = (votes.argmax(1) == label) & (gap <= margin)
-    hinge = torch.where(right, margin - gap, torch.zeros_like(gap))
+    gap = torch.special.ndtri(of_label) - torch.special.ndtri(other)
+    selected = (votes.argmax(1) == label) & (gap <= margin)
+    hinge = torch.where(selected, margin - gap, torch.zeros_like(gap))
     return (error + weight * sigma / 2 * hinge).mean()

@@ -1,4 +1,4 @@
-"""Plain training: the mean cross-entropy."""
+"""Standard training: the mean cross-entropy."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from src.training.methods.learner import Learner
 
 @METHODS.register("standard")
 def standard(learner: Learner, x: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy of the clips as they are."""
+    """Mean cross-entropy of the clips."""
     return learner.loss(learner(x), y)
