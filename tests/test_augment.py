@@ -70,11 +70,11 @@ def test_shift_is_a_whole_number_of_samples_within_the_limit(limit: int, seed: i
     x = torch.arange(1.0, N + 1).expand(4, -1)
     out = augment.warp(x, draw(seed), shift=limit, speed=0.0)
     for row in out:
-        kept = row.nonzero().flatten()
-        moved = row[kept] - 1 - kept
+        inside = row.nonzero().flatten()
+        moved = row[inside] - 1 - inside
         assert (moved == moved[0]).all()
         assert abs(int(moved[0])) <= limit
-        assert len(kept) == N - abs(int(moved[0]))
+        assert len(inside) == N - abs(int(moved[0]))
 
 
 def test_speed_scales_the_pitch() -> None:
@@ -82,10 +82,10 @@ def test_speed_scales_the_pitch() -> None:
     t = torch.arange(rate) / rate
     x = torch.sin(2 * torch.pi * tone * t).expand(8, -1)
     out = augment.warp(x, draw(3), shift=0, speed=0.2)
-    found = torch.fft.rfft(out * torch.hann_window(rate)).abs().argmax(1).float()
-    assert (found / tone <= torch.e**0.2 + 0.01).all()
-    assert (found / tone >= torch.e**-0.2 - 0.01).all()
-    assert found.std() > 10
+    peaks = torch.fft.rfft(out * torch.hann_window(rate)).abs().argmax(1).float()
+    assert (peaks / tone <= torch.e**0.2 + 0.01).all()
+    assert (peaks / tone >= torch.e**-0.2 - 0.01).all()
+    assert peaks.std() > 10
 
 
 def test_noise_meets_the_ratio() -> None:
@@ -94,8 +94,8 @@ def test_noise_meets_the_ratio() -> None:
     ratio = 10 * (x.square().mean(1) / added.square().mean(1)).log10()
     assert ratio.min() >= 7 - 1e-3
     assert ratio.max() <= 12 + 1e-3
-    some = augment.add_noise(x, draw(1), noise=None, probability=0.5, snr=(7, 12))
-    share = (some != x).any(1).float().mean()
+    noisy = augment.add_noise(x, draw(1), noise=None, probability=0.5, snr=(7, 12))
+    share = (noisy != x).any(1).float().mean()
     assert 0.3 < share < 0.7
 
 
@@ -142,4 +142,4 @@ def test_mixup_keeps_probabilities_and_own_label_first(alpha: float, seed: int) 
     mixed, labels = augment.mixup(x, y, draw(seed), alpha=alpha)
     torch.testing.assert_close(labels.sum(1), torch.ones(8))
     assert (labels.diagonal() >= 0.5 - 1e-6).all()
-    torch.testing.assert_close(mixed, labels @ x)  # with one-hot labels they tell the shares
+    torch.testing.assert_close(mixed, labels @ x)  # with one-hot labels they show the shares

@@ -1,5 +1,5 @@
-"""Attacks on smoothed classifiers: they find what is there, never inside a certified radius, and what contradicts a
-certificate is seen. The classifier is linear, so that the smoothed one is known exactly: it is the same half-space."""
+"""Attacks on smoothed classifiers: they succeed beyond the margin, never inside a certified radius, and contradictions
+are reported. The classifier is linear, so that the smoothed one is known exactly: it is the same half-space."""
 
 from __future__ import annotations
 
@@ -57,28 +57,30 @@ def certifier(shaped: ShapedNoise | None = None, **keys: object) -> Certifier:
 def test_attack_stops_at_the_margin(shape: str) -> None:
     amplitude = torch.linspace(2, 0.5, SIZE // 2 + 1)
     shaped = ShapedNoise(amplitude, SIZE) if shape == "falling" else None
-    own = certifier(shaped)
+    white_or_shaped = certifier(shaped)
     w = direction()
     x = MARGIN * w
     # In the norm of the noise, the margin is that of the direction seen through it.
     scale = 1.0 if shaped is None else 1 / float(shaped(w[None])[0].norm())
     margin = MARGIN * scale
-    found = own(x, "clip", SIGMA)
-    assert found.label == 1
-    assert 0.8 * margin < found.radius <= margin
+    certificate = white_or_shaped(x, "clip", SIGMA)
+    assert certificate.label == 1
+    assert 0.8 * margin < certificate.radius <= margin
     radii = [0.9 * margin, 1.2 * margin]
-    row = attack_smoothed(own, FREE, x, 1, "clip", SIGMA, found, radii)
+    row = attack_smoothed(white_or_shaped, FREE, x, 1, "clip", SIGMA, certificate, radii)
     assert tuple(row) == SMOOTHED_ATTACK_FIELDS[5:-1]
     assert row["clean"] == 1
     assert row["broken_at"] >= 0.9 * margin  # close to the border the vote may abstain
     assert row["flipped_at"] == pytest.approx(1.2 * margin)
     assert row["contradicts"] is False
-    assert attack_smoothed(own, FREE, x, 1, "clip", SIGMA, found, radii) == row
+    assert attack_smoothed(white_or_shaped, FREE, x, 1, "clip", SIGMA, certificate, radii) == row
     # The same certificate with a radius beyond the margin is wrong, and is caught.
     wrong = Certificate(1, 1.3 * margin, 10)
-    assert attack_smoothed(own, FREE, x, 1, "clip", SIGMA, wrong, [])["contradicts"] is True
+    assert attack_smoothed(white_or_shaped, FREE, x, 1, "clip", SIGMA, wrong, [])["contradicts"] is True
     # So is one for the other class, without any attack.
-    assert attack_smoothed(own, FREE, x, 0, "clip", SIGMA, Certificate(0, 0.1, 10), [])["contradicts"] is True
+    assert (
+        attack_smoothed(white_or_shaped, FREE, x, 0, "clip", SIGMA, Certificate(0, 0.1, 10), [])["contradicts"] is True
+    )
 
 
 @pytest.mark.parametrize("kind", ["gain", "shift"])
@@ -94,14 +96,14 @@ def test_parameters_are_attacked_too(kind: str) -> None:
         if kind == "gain"
         else torch.zeros(400).index_fill(0, torch.tensor(100), 0.5)
     )
-    own = Certifier(lambda x: x, peak, CertifySettings(kind=kind, attack_n=500, batch_size=16), 1000)  # type: ignore[arg-type]
+    semantic = Certifier(lambda x: x, peak, CertifySettings(kind=kind, attack_n=500, batch_size=16), 1000)  # type: ignore[arg-type]
     sigma, limit, beyond = (2.0, 6.02, 11.0) if kind == "gain" else (30.0, 99.5, 140.0)
-    row = attack_smoothed(own, FREE, x, 1, "clip", sigma, own(x, "clip", sigma), [limit - 2, beyond])
+    row = attack_smoothed(semantic, FREE, x, 1, "clip", sigma, semantic(x, "clip", sigma), [limit - 2, beyond])
     assert row["flipped_at"] == beyond
     assert row["contradicts"] is False
 
 
-def test_budgets_grow_until_another_class_is_named() -> None:
+def test_budgets_increase_until_another_class_wins() -> None:
     answers = {0.0: 1, 1.0: ABSTAIN, 2.0: 0}
     seen = []
 
@@ -116,7 +118,7 @@ def test_budgets_grow_until_another_class_is_named() -> None:
     assert outcome([Attempt(0, 0, 0)], 1) == {"clean": 0, "broken_at": 0, "flipped_at": 0}
 
 
-def test_what_contradicts_a_certificate() -> None:
+def test_contradicting_a_certificate() -> None:
     certificate = Certificate(1, 0.5, 100)
     assert contradicts(certificate, Attempt(0.4, 0.4, 0))
     assert not contradicts(certificate, Attempt(0.4, 0.4, ABSTAIN)), "an abstention claims nothing"
@@ -181,12 +183,12 @@ def test_certified_and_attacked_side_by_side() -> None:
         ["smoothed, sigma 0.1", "under attack", "0.75", "0.50", "0.25"],
         ["pagn", "under attack", "1.00", "0.00", "0.00"],
     ]
-    said, wrong = summary.certificate_verdict(rows, 0.001)
-    assert not wrong
-    assert "3 certificate" in said
-    said, wrong = summary.certificate_verdict([*rows, row("0.1", "1", "0.4", "0.1", "1")], 0.001)
-    assert wrong
-    assert "CERTIFICATE CONTRADICTED" in said
+    verdict, contradicted = summary.certificate_verdict(rows, 0.001)
+    assert not contradicted
+    assert "3 certificate" in verdict
+    verdict, contradicted = summary.certificate_verdict([*rows, row("0.1", "1", "0.4", "0.1", "1")], 0.001)
+    assert contradicted
+    assert "CERTIFICATE CONTRADICTED" in verdict
     assert summary.certificate_verdict(rows[1:2], 0.001) == (
         "No certificate was checked: none has a radius.",
         False,

@@ -109,7 +109,7 @@ def test_coverage_of_both_modes(p: float) -> None:
 
 
 def test_peeking_at_a_fixed_bound_would_break_coverage() -> None:
-    """Why the sequential mode needs a bound of its own."""
+    """Why the sequential mode needs its own bound."""
     rng, alpha, p, runs = np.random.default_rng(1), 0.05, 0.8, 300
     hits = (rng.random((runs, 1000)) < p).cumsum(1)[:, 19::20]
     n = np.arange(20, 1001, 20)
@@ -143,11 +143,11 @@ def test_linear_classifier_in_1000_dimensions() -> None:
             smooth = Smooth(
                 linear(weight), 0.25, n=40_000, alpha=0.001, batch_size=4096, mode=mode, radii=[0.1, 0.25, 0.55]
             )
-            found = smooth.certify(z, f"case {case}")
-            assert found.radius <= margin
-            ratios.append(found.radius / margin)
+            certificate = smooth.certify(z, f"case {case}")
+            assert certificate.radius <= margin
+            ratios.append(certificate.radius / margin)
             if mode == "fixed":
-                assert found.label == 1
+                assert certificate.label == 1
     assert max(ratios) >= 0.95
 
 
@@ -156,30 +156,30 @@ def test_no_perturbation_inside_the_radius_changes_the_label() -> None:
     weight = torch.nn.functional.normalize(torch.ones(50), dim=0)
     z = 0.4 * weight
     smooth = Smooth(linear(weight), 0.25, n=4000, batch_size=512)
-    found = smooth.certify(z, "x")
-    assert found.label == 1
-    assert smooth.predict(z - 0.95 * found.radius * weight, "x") in (1, ABSTAIN)
+    certificate = smooth.certify(z, "x")
+    assert certificate.label == 1
+    assert smooth.predict(z - 0.95 * certificate.radius * weight, "x") in (1, ABSTAIN)
     assert smooth.predict(z - 1.5 * weight, "x") == 0
 
 
 @pytest.mark.parametrize(("n", "alpha"), [(100, 0.05), (1000, 0.001), (5000, 0.001)])
 def test_constant_classifier_reaches_the_ceiling(n: int, alpha: float) -> None:
-    found = Smooth(constant, 0.5, n=n, alpha=alpha, batch_size=512).certify(torch.zeros(3), "x")
+    certificate = Smooth(constant, 0.5, n=n, alpha=alpha, batch_size=512).certify(torch.zeros(3), "x")
     ceiling = 0.5 * norm.ppf(alpha ** (1 / n))
-    assert found == Certificate(1, round_down(ceiling), 100 + n)
+    assert certificate == Certificate(1, round_down(ceiling), 100 + n)
 
 
 def test_sequential_stops_when_targets_are_decided() -> None:
     radii = [0.05, 0.5, 5.0]
     smooth = Smooth(constant, 0.5, n=100_000, batch_size=64, mode="sequential", radii=radii)
-    found = smooth.certify(torch.zeros(3), "x")
-    assert found.label == 1
-    assert 0.5 <= found.radius < 5.0
-    assert found.n_used < 300  # the third target is out of reach of 100,000 draws and known to be so
+    certificate = smooth.certify(torch.zeros(3), "x")
+    assert certificate.label == 1
+    assert 0.5 <= certificate.radius < 5.0
+    assert certificate.n_used < 300  # the third target is out of reach of 100,000 draws and this is known beforehand
 
 
 def test_selection_and_estimation_draws_differ() -> None:
-    """Every draw of a run is a new one: the label is not estimated on the draws that chose it."""
+    """Every draw of a run is a new one: the label is not estimated on the draws that selected it."""
     seen: list[Tensor] = []
 
     def spy(z: Tensor) -> Tensor:
@@ -211,18 +211,18 @@ def test_nan_logits_vote_for_nobody() -> None:
         return logits
 
     for mode in ("fixed", "sequential"):
-        found = Smooth(broken, 1.0, n=500, batch_size=64, mode=mode, radii=[0.1]).certify(torch.zeros(2), "x")
-        assert (found.label, found.radius) == (ABSTAIN, 0.0)
+        certificate = Smooth(broken, 1.0, n=500, batch_size=64, mode=mode, radii=[0.1]).certify(torch.zeros(2), "x")
+        assert (certificate.label, certificate.radius) == (ABSTAIN, 0.0)
     assert Smooth(broken, 1.0, n=500, batch_size=64).predict(torch.zeros(2), "x") == ABSTAIN
 
 
 def test_abstention_has_no_radius_and_is_never_correct() -> None:
     coin = Smooth(linear(torch.tensor([1.0, 0.0])), 1.0, n=300, batch_size=64)
-    found = coin.certify(torch.zeros(2), "x")
-    assert found == Certificate(ABSTAIN, 0.0, 400)
+    certificate = coin.certify(torch.zeros(2), "x")
+    assert certificate == Certificate(ABSTAIN, 0.0, 400)
     assert coin.predict(torch.zeros(2), "x") == ABSTAIN
-    assert not found.correct(0)
-    assert not found.correct(ABSTAIN)
+    assert not certificate.correct(0)
+    assert not certificate.correct(ABSTAIN)
 
 
 def test_training_mode_is_refused() -> None:
@@ -326,9 +326,9 @@ def test_shaped_linear_classifier() -> None:
     weight = torch.nn.functional.normalize(torch.sin(torch.arange(n) * 0.3), dim=0)
     z = 0.4 * weight
     distance = float(z @ weight / shaped(weight).norm())
-    found = Smooth(linear(weight), 0.3, n=20_000, batch_size=1024, noise_filter=shaped).certify(z, "x")
-    assert found.label == 1
-    assert 0.9 * distance <= found.radius <= distance
+    certificate = Smooth(linear(weight), 0.3, n=20_000, batch_size=1024, noise_filter=shaped).certify(z, "x")
+    assert certificate.label == 1
+    assert 0.9 * distance <= certificate.radius <= distance
 
 
 def test_band_budgets_are_bounds() -> None:
@@ -367,15 +367,15 @@ def test_gain_certificate_is_the_true_margin() -> None:
     def loud(y: Tensor) -> Tensor:
         return torch.stack([level.expand(len(y)), 20 * torch.log10(y.norm(dim=1))], 1)
 
-    found = Smooth(semantic.along(loud, semantic.gain, x, 1.0), 3.0, n=20_000, batch_size=256).certify(
+    certificate = Smooth(semantic.along(loud, semantic.gain, x, 1.0), 3.0, n=20_000, batch_size=256).certify(
         torch.zeros(1), "x"
     )
-    assert found.label == 1
-    assert 0.95 * 6 <= found.radius <= 6
+    assert certificate.label == 1
+    assert 0.95 * 6 <= certificate.radius <= 6
     assert semantic.headroom(x) == pytest.approx(20, abs=0.1)
 
 
-# --- what rows amount to
+# --- summaries of rows
 
 
 def test_summary() -> None:
@@ -386,11 +386,11 @@ def test_summary() -> None:
         {"id": "d", "predict": "1", "radius": "0.1", "correct": "1", "n_used": "100"},
     ]
     assert summary.certified_accuracy(rows, [0, 0.1, 0.11, 0.5, 0.51]) == [0.5, 0.5, 0.25, 0.25, 0]
-    found = summary.summarize(rows, dict.fromkeys("abcd", 10.0), 35.0)
-    assert found["ACR"] == pytest.approx(0.15)
-    assert found["accuracy"] == 0.5
-    assert found["abstained"] == 0.25
-    assert found["median waveform L2 radius"] == pytest.approx(0.05 / 35)
+    line = summary.summarize(rows, dict.fromkeys("abcd", 10.0), 35.0)
+    assert line["ACR"] == pytest.approx(0.15)
+    assert line["accuracy"] == 0.5
+    assert line["abstained"] == 0.25
+    assert line["median waveform L2 radius"] == pytest.approx(0.05 / 35)
     assert summary.summarize(rows, dict.fromkeys("abcd", 10.0), None)["median certified SNR dB"] == "none"
     assert summary.certified_snr(10.0, 0.1) == pytest.approx(40)
     assert summary.table({0.25: rows}, [0.1, 0.5]) == [{"sigma": "0.25", "r = 0.1": "0.50", "r = 0.5": "0.25"}]
@@ -448,9 +448,9 @@ def test_script_resumes_to_the_same_file(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch) == 0
-    said = capsys.readouterr().out
-    assert "SYNTHETIC" in said
-    assert "A certificate says" in said
+    output = capsys.readouterr().out
+    assert "SYNTHETIC" in output
+    assert "A certificate says" in output
     folder = workspace / "results/certify"
     rows = folder / "tiny.waveform.0.05.rows.csv"
     assert rows.read_text().splitlines()[0] == "idx,id,label,predict,radius,correct,n_used,time"
@@ -458,16 +458,16 @@ def test_script_resumes_to_the_same_file(
     assert list((workspace / "plots").glob("*.png"))
     table = (folder / "tiny.waveform.certified_accuracy.md").read_text()
     assert "| sigma | r = 0.01 | r = 0.05 |" in table
-    whole, kept = timeless(rows), rows.read_text().splitlines(keepends=True)
+    complete, lines = timeless(rows), rows.read_text().splitlines(keepends=True)
     # A kill in the middle of the third row.
-    rows.write_text("".join(kept[:3]) + kept[3][:7])
+    rows.write_text("".join(lines[:3]) + lines[3][:7])
     assert run(monkeypatch) == 0
-    assert timeless(rows) == whole
-    assert rows.read_text().splitlines(keepends=True)[:3] == kept[:3]  # finished rows were not made anew
+    assert timeless(rows) == complete
+    assert rows.read_text().splitlines(keepends=True)[:3] == lines[:3]  # finished rows are not computed again
     # Another batch size, and rows made in another order.
-    rows.write_text(kept[0] + kept[-1])
+    rows.write_text(lines[0] + lines[-1])
     assert run(monkeypatch, "CERTIFY.batch_size=48") == 0
-    assert timeless(rows) == whole
+    assert timeless(rows) == complete
 
 
 def test_processes_share_the_clips(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,20 +505,20 @@ def test_script_variants(workspace: Path, monkeypatch: pytest.MonkeyPatch, overr
 def test_script_refuses_mistakes(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for override, said in (
+    for override, message in (
         ("CERTIFY.stage=meld", "no representation 'meld'"),
         ("RESULTS.model_dir=nowhere", "no trained models"),
         ("CERTIFY.batch_size=10", "multiple of 16"),
     ):
         assert run(monkeypatch, override) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not (workspace / "results").exists()
 
 
 def test_script_catches_a_wrong_certificate(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Certificates that claim a hundred times the whole clip are planted: the check sees them, in a run of its own."""
+    """Certificates that claim a hundred times the whole clip are planted: the check sees them, in the same run."""
     short = ["DATA.n_test=2", "CERTIFY.sigma=0.01", "CERTIFY.attack_steps=4"]
     assert run(monkeypatch, *short) == 0
     folder = workspace / "results/certify"
@@ -531,9 +531,9 @@ def test_script_catches_a_wrong_certificate(
     (folder / "tiny.waveform.attacks.csv").unlink()
     capsys.readouterr()
     assert run(monkeypatch, *short) == 1
-    said = capsys.readouterr()
-    assert "CERTIFICATE CONTRADICTED" in said.out
-    assert "inside a certified radius" in said.err
+    output = capsys.readouterr()
+    assert "CERTIFICATE CONTRADICTED" in output.out
+    assert "inside a certified radius" in output.err
     assert "CERTIFICATE CONTRADICTED" in (folder / "tiny.waveform.certified_accuracy.md").read_text()
 
 
@@ -543,7 +543,7 @@ def test_script_attacks_the_smoothed_model_and_the_defenses(
     monkeypatch.setattr("src.evaluation.smoothed_attacks.BASELINES", ("quantize", "pagn"))
     short = ["DATA.n_test=2", "CERTIFY.sigma=0.01", "CERTIFY.radii=0.5", "CERTIFY.attack_clips=1"]
     assert run(monkeypatch, *short) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     folder = workspace / "results/certify"
     with (folder / "tiny.waveform.attacked_accuracy.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -552,12 +552,12 @@ def test_script_attacks_the_smoothed_model_and_the_defenses(
     ]  # fmt: skip
     assert {line["classifier"] for line in lines[2:]} == {"undefended", "quantize", "pagn"}
     assert set(lines[0]) == {"classifier", "accuracy", "r = 0", "r = 0.5"}
-    assert "noise that depends on the clip (pagn" in said
+    assert "noise that depends on the clip (pagn" in output
     rows = folder / "tiny.waveform.attacks.csv"
-    whole, kept = timeless(rows), rows.read_text().splitlines(keepends=True)
-    rows.write_text("".join(kept[:3]) + kept[3][:9])
+    complete, lines = timeless(rows), rows.read_text().splitlines(keepends=True)
+    rows.write_text("".join(lines[:3]) + lines[3][:9])
     assert run(monkeypatch, *short) == 0
-    assert timeless(rows) == whole
+    assert timeless(rows) == complete
     with (folder / "tiny.waveform.curves.csv").open() as file:
         curve = list(csv.DictReader(file))
     assert set(curve[0]) == {"radius", "SNR dB", "sigma 0.01", "best"}
@@ -571,7 +571,7 @@ def test_script_warns_of_another_noise_than_in_training(
     victim, _ = checkpoint.load(path)
     checkpoint.save(path, victim, {"sigma": 0.05, "stage": "waveform"})
     assert run(monkeypatch, "DATA.n_test=1") == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
-    assert said == [
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert warnings == [
         "warning: tiny was trained with noise of sigma 0.05 at waveform, and is certified with 0.01 at waveform"
     ]

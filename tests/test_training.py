@@ -1,4 +1,4 @@
-"""Training: learns, repeats under its seed, resumes to the same bits, penalises the gradient, loses nothing."""
+"""Training: learns, is reproducible, resumes bit-identically, penalizes the gradient, and never loses a file."""
 
 from __future__ import annotations
 
@@ -73,11 +73,16 @@ def test_learns(tmp_path: Path, many_clips: Clips) -> None:
     assert float(right) == pytest.approx(facts["validation_accuracy"])
 
 
-def test_default_keys_are_the_seeds() -> None:
-    seed = TrainingSettings()
-    assert (seed.log_interval, seed.scheduler_steps, seed.epochs, seed.use_cuda) == (100, (20, 40), 30, True)
-    assert (seed.learning_rate, seed.weight_decay, seed.gradient_penalty) == (0.001, 0.0, (0.0,))
-    assert (seed.lr_decay, seed.batch_size, seed.n_workers) == (0.0001, 64, 2)
+def test_defaults_of_the_keyword_study() -> None:
+    settings = TrainingSettings()
+    assert (settings.log_interval, settings.scheduler_steps, settings.epochs, settings.use_cuda) == (
+        100,
+        (20, 40),
+        30,
+        True,
+    )
+    assert (settings.learning_rate, settings.weight_decay, settings.gradient_penalty) == (0.001, 0.0, (0.0,))
+    assert (settings.lr_decay, settings.batch_size, settings.n_workers) == (0.0001, 64, 2)
 
 
 @pytest.mark.parametrize("training", [FAST, EVERYTHING], ids=["plain", "everything"])
@@ -99,7 +104,7 @@ def test_resume_after_a_kill_is_bit_identical(
 ) -> None:
     clips = many_clips.select(range(0, 96, 2))  # 48 clips: 4 batches of 12
     training = dataclasses.replace(EVERYTHING, keep=keep, batch_size=12)
-    whole = train(tmp_path / "whole", clips, training)
+    uninterrupted = train(tmp_path / "uninterrupted", clips, training)
     step, seen = TrainingRun._update_average, []
 
     def killed(self: TrainingRun) -> None:
@@ -114,13 +119,13 @@ def test_resume_after_a_kill_is_bit_identical(
     assert not (tmp_path / "cut/m.pt").exists()
     monkeypatch.setattr(TrainingRun, "_update_average", step)
     resumed = train(tmp_path / "cut", clips, training)
-    assert resumed["history"] == whole["history"]
-    assert same(weights(tmp_path / "whole/m.pt"), weights(tmp_path / "cut/m.pt"))
+    assert resumed["history"] == uninterrupted["history"]
+    assert same(weights(tmp_path / "uninterrupted/m.pt"), weights(tmp_path / "cut/m.pt"))
 
 
 def test_resume_of_the_penalty_in_sgd(tmp_path: Path, clips: Clips, monkeypatch: pytest.MonkeyPatch) -> None:
     training = dataclasses.replace(FAST, optimizer="sgd", epochs=3)
-    train(tmp_path / "whole", clips, training, gradient_penalty=1e-4)
+    train(tmp_path / "uninterrupted", clips, training, gradient_penalty=1e-4)
     write, calls = checkpoint.write, []
 
     def killed(path: Path, content: Any) -> None:
@@ -134,10 +139,10 @@ def test_resume_of_the_penalty_in_sgd(tmp_path: Path, clips: Clips, monkeypatch:
         train(tmp_path / "cut", clips, training, gradient_penalty=1e-4)
     monkeypatch.setattr(checkpoint, "write", write)
     train(tmp_path / "cut", clips, training, gradient_penalty=1e-4)
-    assert same(weights(tmp_path / "whole/m.pt"), weights(tmp_path / "cut/m.pt"))
+    assert same(weights(tmp_path / "uninterrupted/m.pt"), weights(tmp_path / "cut/m.pt"))
 
 
-def test_finished_training_is_recognised(
+def test_finished_training_is_recognized(
     tmp_path: Path, clips: Clips, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = train(tmp_path, clips)
@@ -149,7 +154,7 @@ def test_finished_training_is_recognised(
     assert capsys.readouterr().err == ""
 
 
-def test_other_settings_or_data_train_anew(
+def test_other_settings_or_data_train_again(
     tmp_path: Path, clips: Clips, many_clips: Clips, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(tmp_path, clips)
@@ -185,7 +190,7 @@ def test_full_disk_loses_nothing(tmp_path: Path, clips: Clips, monkeypatch: pyte
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_damaged_files_are_trained_anew(tmp_path: Path, clips: Clips) -> None:
+def test_damaged_files_are_replaced(tmp_path: Path, clips: Clips) -> None:
     train(tmp_path / "a", clips)
     for name in ("m.pt", "m.last.state"):
         (tmp_path / "b").mkdir(exist_ok=True)
@@ -213,12 +218,12 @@ def gradient_size(path: Path, clips: Clips, stage: str) -> float:
 def test_penalty_shrinks_the_input_gradient(tmp_path: Path, clips: Clips, stage: str) -> None:
     training = dataclasses.replace(FAST, epochs=8, stage=stage, keep="last")
     place = "log_mel" if stage == "auto" else stage
-    found = []
+    sizes = []
     for penalty in (0.0, 0.5 if stage != "waveform" else 1e-3):
         victim = fresh(clips, "resnet")
         train(tmp_path / str(penalty), clips, training, victim, gradient_penalty=penalty)
-        found.append(gradient_size(tmp_path / str(penalty) / "m.pt", clips, place))
-    assert found[1] < 0.5 * found[0]
+        sizes.append(gradient_size(tmp_path / str(penalty) / "m.pt", clips, place))
+    assert sizes[1] < 0.5 * sizes[0]
 
 
 def test_penalty_through_the_front_end_survives_digital_silence(tmp_path: Path, clips: Clips) -> None:
@@ -255,11 +260,11 @@ def test_dataset_statistics_come_from_the_training_clips(tmp_path: Path, clips: 
     torch.testing.assert_close(features.std((0, 2)), torch.ones(40), atol=1e-3, rtol=0)
 
 
-def test_kept_features_change_nothing(tmp_path: Path, clips: Clips, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = train(tmp_path / "a", clips)
+def test_cached_features_change_nothing(tmp_path: Path, clips: Clips, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = train(tmp_path / "a", clips)
     monkeypatch.setattr("src.training.batches.CACHE_BYTES", 0)
     each_time = train(tmp_path / "b", clips)
-    assert each_time["history"][0]["loss"] == pytest.approx(kept["history"][0]["loss"], rel=1e-3)
+    assert each_time["history"][0]["loss"] == pytest.approx(cached["history"][0]["loss"], rel=1e-3)
 
 
 def test_not_a_number_stops_with_a_reason(tmp_path: Path, clips: Clips) -> None:
@@ -276,7 +281,7 @@ def test_penalty_stage_must_exist(tmp_path: Path, clips: Clips) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"gradient_penalty": ()}, "at least one"),
         ({"gradient_penalty": (0.1, 0.1)}, "twice"),
@@ -284,8 +289,8 @@ def test_penalty_stage_must_exist(tmp_path: Path, clips: Clips) -> None:
         ({"ema": 1.0}, "below 1"),
     ],
 )
-def test_bad_settings(keys: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_bad_settings(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         TrainingSettings(**keys)
 
 

@@ -1,4 +1,4 @@
-"""What each training method computes, and what it must leave alone."""
+"""Training methods: the losses that they compute, and the state that they must not change."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 CERTIFICATE_FIELDS = ("idx", "id", "label", "predict", "radius", "correct", "n_used", "time")
-"""The columns of a row: true label, certified label (-1: abstained), radius, whether they agree, noise draws, seconds."""
+"""The columns of a row: true label, certified label (-1: abstained), radius, whether they agree, draws, seconds."""
 
 POINTS = 400
 """Intervals of the radius grid of a curve."""
