@@ -1,6 +1,6 @@
 """Noise with a fixed spectrum instead of white noise, and the norm in which it certifies.
 
-Noise N(0, Sigma) is Sigma^(1/2) times unit noise, so Cohen's theorem for f composed with Sigma^(1/2) says: g is constant
+Noise N(0, Sigma) is Sigma^(1/2) times unit noise, so Cohen's theorem for f after Sigma^(1/2) says: g is constant
 where sqrt(delta' Sigma^-1 delta) < Phi^-1(p). For a circulant Sigma, with noise power s_k^2 at frequency k, that is
 sum |delta_k|^2 / s_k^2 < Phi^-1(p)^2 (orthonormal DFT). The spectrum must not depend on the certified clip: for noise
 that does (proportional noise, masking by the clip) there is no such theorem."""
