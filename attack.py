@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from src import cli
-from src.commands import sanity, selection
-from src.commands.attack import attack, identity, report, subject
+from src.commands import judging, sanity, selection
+from src.commands.attack import AttackCommand, attacked_model, identity, report
 from src.commands.shared_rows import collect
 from src.config import Config
 from src.datasets import store
@@ -19,31 +19,36 @@ def main(config: Config, args: argparse.Namespace) -> None:
     """Attack trained models at any representation, judge the result on the 16-bit wav, and listen.
 
     Runs every attack of [ATTACK] names at every eps, with random signs of the same size as control, on n_test clips
-    of the test split. Writes one row per clip to results_dir/attack/rows.csv, wavs and spectrograms, a summary,
-    accuracy against eps as table and plot, and signs of a failed attack to manifest.json. A second run goes on after
-    the last row; torchrun shares the clips over processes.
+    of the test split. Keeps what was made in stores of adversarial clips, and writes one row per clip to
+    results_dir/attack/rows.csv, wavs and spectrograms, a summary, accuracy against eps as table and plot, and signs of
+    a failed attack to manifest.json. A second run resumes after the last row; torchrun shares the clips over
+    processes. With --judge the clips made against every model are scored on other models too, without gradients.
     """
     everything = store.load(config.data.data_dir, "test")
     order = selection.drawn(config, everything)
     clips = everything.select(order.sort().values)
-    heard = {everything.ids[i] for i in order[: config.attack.wavs].tolist()}
+    listened = frozenset(everything.ids[i] for i in order[: config.attack.wavs].tolist())
     models = selection.models(config, args.model, clips)
+    judges = judging.judges(config, args.judge or (), clips)
     with team() as members:
         device = choose_device(config.training.use_cuda)
-        subjects = [subject(config, model, device) for model in models]
+        attacked = [attacked_model(config, model, device) for model in models]
         if args.self_test:
             if members.leads:
-                sanity.plant_and_search(config, subjects, clips)
+                sanity.plant_and_search(config, attacked, clips)
             return
+        command = AttackCommand(config, clips, listened, identity(config, everything, device), members)
 
         def compute(rows: results.RowFile) -> list[tuple[str, ...]]:
-            return [key for one in subjects for key in attack(config, one, clips, heard, rows, members)]
+            return [key for entry in attacked for key in command.collect(entry, rows)]
 
-        folder, given = config.results.results_dir / "attack", identity(config, everything, device)
-        rows = collect(members, (folder / "rows.csv", ATTACK_FIELDS, ATTACK_KEY, given), compute)
+        rows = collect(members, (command.folder / "rows.csv", ATTACK_FIELDS, ATTACK_KEY, command.identity), compute)
         if members.leads:
-            signs, searched = sanity.search(config, subjects, clips, rows, given, folder / "manifest.json")
-            report(config, subjects, clips, rows, signs, searched)
+            manifest = command.folder / "manifest.json"
+            signs, searched = sanity.search(config, attacked, clips, rows, command.identity, manifest)
+            report(config, attacked, clips, rows, signs, searched)
+        if judges:
+            judging.judge_crafted(command, [entry.model for entry in attacked], judges, device)
         members.wait()
 
 
@@ -51,5 +56,10 @@ if __name__ == "__main__":
     cli.run(
         main,
         model={"action": "append", "metavar": "NAME", "help": "a model in model_dir; may be repeated (default: all)"},
+        judge={
+            "action": "append",
+            "metavar": "NAME[+DEFENSE...]",
+            "help": "score the crafted clips on this model too, behind these defenses; may be repeated",
+        },
         self_test={"action": "store_true", "help": "only test whether the attacks find a planted adversarial example"},
     )

@@ -7,7 +7,7 @@ import sys
 
 from src import cli
 from src.commands import selection
-from src.commands.certify import CertificationRun, warn
+from src.commands.certify import CertificationRun, check_certifiable, warn
 from src.config import Config
 from src.datasets import store
 from src.distributed import team
@@ -28,6 +28,7 @@ def main(config: Config, args: argparse.Namespace) -> None:
     models = selection.models(config, args.model, clips)
     for model in models:
         model.victim.split(settings.stage)  # refuses an unknown representation before any work
+        check_certifiable(model.victim)
     n_samples, sample_rate = clips.n_samples, clips.sample_rate
     shaped = spectrum(settings, n_samples, sample_rate, lambda: store.load(data_dir, "train").waveforms(slice(0, 4000)))
     clips, idx, contradicted = clips.select(drawn), drawn.tolist(), False

@@ -25,12 +25,14 @@ def main(config: Config, args: argparse.Namespace) -> None:
     device = choose_device(config.training.use_cuda)
     folder = config.results.results_dir / "evaluate"
     notes = [f"{len(clips)} clips of the {split} split of {clips.source}; intervals are Wilson's, 95 %."]
+    if defenses := selection.configured_defenses(config):
+        notes.append(f"The models stand behind {selection.describe(defenses)}.")
     if clips.synthetic:
         notes.append(selection.SYNTHETIC)
     table = []
     for model in models:
         name = model.name
-        logits = logits_of(model.victim, clips, device=device, title=name)
+        logits = logits_of(model.victim, clips, device=device, seed=config.data.seed, title=name)
         table.append({"model": name, **summarize(logits, clips.labels)})
         counts = confusion(clips.labels, logits.argmax(1), len(clips.classes))
         title = f"{name}, {split}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from src import cli
+from src.commands import selection
 from src.config import Config
 from src.datasets import store
 from src.datasets.noise import load_noise
@@ -46,13 +47,14 @@ def main(config: Config, args: argparse.Namespace) -> None:
             classes=train.classes,
             sample_rate=train.sample_rate,
             n_samples=train.n_samples,
+            defenses=selection.configured_defenses(config),
         )
         if settings.stage != "auto":
             victim.split(settings.stage)
         victims.append(victim)
     rows = []
     for (model, penalty), victim in zip(trainings, victims, strict=True):
-        name = model_name(model, penalty, settings.method)
+        name = model_name(model, penalty, settings.method, config.defense.names)
         facts = fit(
             victim,
             train,

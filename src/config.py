@@ -35,6 +35,7 @@ from src.registry import (
 )
 from src.smoothing import CertifySettings
 from src.training import TrainingSettings
+from src.victims.victim import WAVEFORM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +65,11 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DefenseSettings:
-    """Transformations in front of every model that is evaluated, attacked or certified.
+    """Transformations inside every model that is trained, evaluated, attacked or certified; each stands where its `at`
+    says. A model that was trained behind defenses keeps them.
 
     Args:
-        names: defenses of the waveform, in the order they are applied; empty for none.
+        names: defenses, in the order they are applied; one may come twice; empty for none.
     """
 
     names: tuple[DEFENSES.Name, ...] = ()  # type: ignore[name-defined]
@@ -104,6 +106,10 @@ COMPONENTS: dict[str, Registry] = {
     "ATTACK": ATTACKS,
     "INVERSION": INVERSIONS,
 }
+COMPONENT_KEYS: dict[str, list[Key]] = {
+    "DEFENSE": [Key("at", Listed[str], (WAVEFORM,), "representations behind which it stands: waveform, magnitude ...")]
+}
+"""Keys that every component of a section has, beside its own."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ def keys_of_section(section: str) -> list[Key]:
     """
     parent, _, name = section.partition(".")
     if name and parent in COMPONENTS:
-        return COMPONENTS[parent].keys(name)
+        return [*COMPONENT_KEYS.get(parent, ()), *COMPONENTS[parent].keys(name)]
     choices = list(SECTIONS) + [f"{parent}.<name>" for parent in COMPONENTS]
     return keys_of(SECTIONS[choose(section, choices, "section")])
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ import torch
 from torch import nn
 
 from src.attacks import core
+from src.datasets.crafted import CraftedStore
 from src.datasets.store import Clips
-from src.evaluation import ATTACK_FIELDS, AttackSettings, Evaluation, Outcome, summary
-from src.evaluation.evaluate import Counter
+from src.evaluation import ATTACK_FIELDS, AttackSettings, Crafter, Judge, summary
+from src.evaluation.craft import CallCounter
 from src.evaluation.masks import sample_mask
 from src.output import results
 from src.registry import ATTACKS, INVERSIONS
@@ -47,22 +50,31 @@ def victim(clips: Clips) -> Victim:
     return victim
 
 
-def through_a_wav(folder: Path):
-    def listen(example: str, x: np.ndarray) -> np.ndarray:
-        results.write_wav(folder / "clip.wav", x, SAMPLE_RATE)
-        return results.read_wav(folder / "clip.wav")
+class Outcome(NamedTuple):
+    """A row, and its clip before and after, [time] each."""
 
-    return listen
+    row: dict[str, Any]
+    x: np.ndarray
+    x_adv: np.ndarray
 
 
 def outcomes(
     victim: Victim, clips: Clips, folder: Path, name: str, eps: str | None, inversion: str = "gain_mask", **keys: object
 ) -> list[Outcome]:
+    """Craft, store and judge on the victim itself."""
     settings = AttackSettings(**{"speech": False, **keys})
-    judge = Evaluation(victim, settings, INVERSIONS[inversion], torch.device("cpu"))
+    crafter = Crafter(victim, settings, INVERSIONS[inversion], torch.device("cpu"))
     budget = None if eps is None else Budget.parse(eps)
     options = {"pgd": {"steps": 8}, "cw": {"steps": 60, "search_steps": 3}}.get(name, {})
-    return list(judge.run(clips, name, options, budget, through_a_wav(folder)))
+    store = CraftedStore(Path(tempfile.mkdtemp(dir=folder)), clips, {})
+    for clip in crafter.craft(clips, name, options, budget):
+        store.append(clip.samples, clip.facts)
+    crafted, facts = store.read(clips.ids)
+    judge = Judge(victim, torch.device("cpu"), seed=settings.seed, batch_size=settings.batch_size)
+    rows = judge.rows(crafted, facts, targeted=settings.targeted)
+    return [
+        Outcome(row, *x) for row, *x in zip(rows, clips.waveforms().numpy(), crafted.waveforms().numpy(), strict=True)
+    ]
 
 
 def padded(clips: Clips, length: int = 10000) -> Clips:
@@ -79,7 +91,7 @@ def test_rows_do_not_depend_on_the_batch(victim: Victim, clips: Clips, tmp_path:
     whole, single = (
         [o.row for o in outcomes(victim, clips, tmp_path, "pgd", eps, stage=stage, batch_size=size)] for size in (16, 1)
     )
-    assert set(whole[0]) == set(ATTACK_FIELDS) - {"model", "checkpoint"}
+    assert set(whole[0]) == set(ATTACK_FIELDS) - {"model", "checkpoint", "judge", "wav"}
     for one, other in zip(whole, single, strict=True):
         for column in set(one) - {"seconds"}:
             if isinstance(one[column], float):
@@ -185,11 +197,11 @@ def test_inversion_only_control_and_stage_error(victim: Victim, clips: Clips, tm
     same = [row["prediction_inversion"] == row["prediction"] for row in rows]
     assert sum(same) >= 0.9 * len(same), "a gain mask of one is the identity"
     with pytest.raises(ValueError, match="no representation 'meld'"):
-        Evaluation(victim, AttackSettings(stage="meld"), INVERSIONS["gain_mask"], torch.device("cpu"))
+        Crafter(victim, AttackSettings(stage="meld"), INVERSIONS["gain_mask"], torch.device("cpu"))
 
 
 def test_counter_counts_per_example() -> None:
-    counter = Counter.of(lambda x: x * 2, 4)
+    counter = CallCounter.start(lambda x: x * 2, 4)
     core.gradient(counter, torch.ones(4, 3), lambda z: z.sum(1))
     part = counter.select(torch.tensor([2, 3])).select(torch.tensor([1]))
     part(torch.ones(1, 3))
@@ -262,8 +274,8 @@ def test_streams_of_an_evaluation_are_seeded(victim: Victim, clips: Clips, tmp_p
 
 
 def test_a_threat_uses_the_mask_of_its_stage(victim: Victim, clips: Clips) -> None:
-    judge = Evaluation(victim, AttackSettings(stage="log_mel"), INVERSIONS["gain_mask"], torch.device("cpu"))
-    x, valid, _, z = judge.load(padded(clips))
-    threat = judge.threat(x, z, valid, "pgd", Budget(0.1))
+    crafter = Crafter(victim, AttackSettings(stage="log_mel"), INVERSIONS["gain_mask"], torch.device("cpu"))
+    x, valid, _, z = crafter.load(padded(clips))
+    threat = crafter.threat(x, z, valid, "pgd", Budget(0.1))
     assert threat.mask.shape == (16, 1, z.shape[-1])
     assert 0.5 < float(threat.mask.float().mean()) < 0.75

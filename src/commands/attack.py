@@ -1,57 +1,61 @@
-"""The pieces of attack.py: the rows of one model, what can be listened to, and the report."""
+"""The pieces of attack.py: clips crafted and judged for one model, what can be listened to, and the report."""
 
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from src.attacks.core import spec_of
-from src.commands.selection import SYNTHETIC, Trained
+from src.commands import selection
 from src.config import Config
+from src.datasets.crafted import CraftedStore
 from src.datasets.store import Clips
 from src.distributed import Team
-from src.evaluation import ATTACK_KEY, Evaluation, Outcome, sanity_checks, summary
+from src.evaluation import ATTACK_KEY, Crafter, Judge, sanity_checks, summary
+from src.evaluation.summary import Row
+from src.files import fingerprint
 from src.output import figures, results
-from src.registry import ATTACKS, DEFENSES, INVERSIONS
+from src.registry import ATTACKS, INVERSIONS
 from src.threat import Budget
+from src.victims.victim import Victim
 
 SHOWN = ("model", "attack", "norm", "eps", "clean accuracy", "robust accuracy", "on wav", "survival", "inversion only",
          "l2", "linf", "snr", "pesq", "backwards", "s/clip")  # fmt: skip
-Row = Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class AttackedModel:
-    """A trained model and its evaluation behind the configured defenses at the configured representation."""
+    """A trained model and what crafts against it at the configured representation."""
 
-    model: Trained
-    own: Evaluation
+    model: selection.Trained
+    crafter: Crafter
+
+    @property
+    def undefended(self) -> Victim | None:
+        """The model without the defenses that the attack has to pass; None where there is none to pass."""
+        tail = self.crafter.tail.stages
+        defenses = self.model.victim.defenses
+        return self.model.victim.undefended() if any(stage in defenses for stage in tail) else None
 
 
-def subject(config: Config, model: Trained, device: torch.device) -> AttackedModel:
-    """Raises ValueError where the model has no such representation or a defense does not fit."""
-    for name in config.attack.names:  # what depends on the sample rate is refused before any work, too
-        options = {**config.component("ATTACK", name), "sample_rate": model.victim.sample_rate}
-        ATTACKS.check_options(name, options)
-    defenses = [
-        DEFENSES[name](sample_rate=model.victim.sample_rate, **config.component("DEFENSE", name))
-        for name in config.defense.names
-    ]
+def attacked_model(config: Config, model: selection.Trained, device: torch.device) -> AttackedModel:
+    """Raises ValueError where the model has no such representation, or an attack does not fit its sample rate."""
+    for name in config.attack.names:
+        ATTACKS.check_options(name, {**config.component("ATTACK", name), "sample_rate": model.victim.sample_rate})
     inversion = functools.partial(
         INVERSIONS[config.inversion.name], **config.component("INVERSION", config.inversion.name)
     )
-    victim = model.victim.defended(defenses) if defenses else model.victim
-    return AttackedModel(model, Evaluation(victim, config.attack, inversion, device))
+    return AttackedModel(model, Crafter(model.victim, config.attack, inversion, device))
 
 
-def runs(config: Config) -> list[tuple[str, Budget | None]]:
+def attack_runs(config: Config) -> list[tuple[str, Budget | None]]:
     """Every (attack, budget); random signs are the control of every attack with a budget."""
     names = list(config.attack.names)
     budgeted = [name for name in names if spec_of(name).has_budget]
@@ -67,77 +71,117 @@ def identity(config: Config, clips: Clips, device: torch.device) -> dict[str, ob
     return {
         "attack": config.attack.identity(),
         "inversion": config.inversion.name,
-        "defenses": config.defense.names,
+        "defenses": selection.configured_defenses(config),
         "components": {name: keys for name, keys in config.components.items() if name.startswith(kinds)},
         "clips": clips.fingerprint(),
         "device": device.type,
     }
 
 
-def attack(
-    config: Config, subject: AttackedModel, clips: Clips, heard: set[str], rows: results.RowFile, members: Team
-) -> list[tuple[str, ...]]:
-    """Compute the rows of one model that are missing; returns the keys of all its rows.
+@dataclass(frozen=True)
+class AttackCommand:
+    """One run of attack.py: what it attacks, and where its results go.
 
-    Args:
-        heard: ids whose wavs and figures are kept.
+    Attributes:
+        clips: those that are attacked.
+        listened: ids of clips whose wavs and figures are kept.
+        identity: what all rows depend on.
     """
-    model, weights = subject.model.name, subject.model.weights[:8]
-    keys: list[tuple[str, ...]] = []
-    for name, eps in runs(config):
-        own = [(model, weights, name, str(eps or "inf"), example) for example in clips.ids]
-        keys += own
-        todo = [i for i, key in enumerate(own) if key not in rows]
-        if spec_of(name).fitted and todo:  # one perturbation for all clips
-            todo = list(range(len(clips))) if members.leads else []
-        else:
-            todo = list(members.share(todo))
-        folder = config.results.results_dir / "attack" / "wavs" / model / f"{name}_{eps or 'inf'}".replace(" ", "")
-        listen = functools.partial(through_wav, folder, heard, clips.sample_rate)
-        outcomes = subject.own.run(clips.select(todo), name, config.component("ATTACK", name), eps, listen)
-        title = f"{model}, {name}, eps {eps or 'smallest'}"
-        for outcome in tqdm(outcomes, title, len(todo), unit="clip", disable=not members.leads, leave=False):
-            row = {**outcome.row, "model": model, "checkpoint": weights}
-            if row["id"] in heard:
-                export(folder, outcome, clips)
-            if tuple(row[k] for k in ATTACK_KEY) not in rows:
-                rows.write(row)
-    return keys
 
+    config: Config
+    clips: Clips
+    listened: frozenset[str]
+    identity: Mapping[str, object]
+    members: Team
 
-def plain(example: str) -> str:
-    """An id as a file name."""
-    return example.removesuffix(".wav").replace("/", "_")
+    @property
+    def folder(self) -> Path:
+        return self.config.results.results_dir / "attack"
 
+    def store(self, model: selection.Trained, name: str, eps: Budget | None) -> CraftedStore:
+        """The store of what this attack made against this model. Its name holds a fingerprint of all that it depends
+        on, so that runs with other settings have stores of their own."""
+        config = self.config
+        settings = {key: value for key, value in config.attack.identity().items() if key != "wavs"}
+        facts = {
+            **self.identity, "attack": settings, "components": config.component("INVERSION", config.inversion.name),
+            "options": config.component("ATTACK", name), "model": model.name, "weights": model.weights,
+            "name": name, "eps": str(eps or "inf"),
+        }  # fmt: skip
+        run = f"{name}_{eps or 'inf'}_{fingerprint(facts)}".replace(" ", "")
+        return CraftedStore(self.folder / "crafted" / model.name / run, self.clips, facts, self.members.rank)
 
-def through_wav(folder: Path, heard: set[str], sample_rate: int, example: str, x: np.ndarray) -> np.ndarray:
-    """x [time] as it is read back from a 16-bit wav, which stays in `folder` where the example is to be heard."""
-    with tempfile.TemporaryDirectory() as scratch:
-        wav = folder / f"{plain(example)}.adversarial.wav" if example in heard else Path(scratch) / "clip.wav"
-        results.write_wav(wav, x, sample_rate)
-        return results.read_wav(wav)
+    def collect(self, attacked: AttackedModel, rows: results.RowFile) -> list[tuple[str, ...]]:
+        """Craft what is not in the stores yet, judge it on the model itself, and write the rows that are missing;
+        returns the keys of all its rows."""
+        model, keys = attacked.model, list[tuple[str, ...]]()
+        judge = Judge(
+            model.victim, attacked.crafter.device,
+            seed=self.config.attack.seed, batch_size=self.config.attack.batch_size,
+        )  # fmt: skip
+        for name, eps in attack_runs(self.config):
+            run_keys = [
+                (model.name, model.weights[:8], name, str(eps or "inf"), example, model.name)
+                for example in self.clips.ids
+            ]
+            keys += run_keys
+            missing = [i for i, key in enumerate(run_keys) if key not in rows]
+            if missing and spec_of(name).fitted:  # one perturbation for all clips
+                mine: Sequence[int] = range(len(self.clips)) if self.members.leads else ()
+            else:
+                mine = self.members.share(missing)
+            if not mine:
+                continue
+            store = self.store(model, name, eps)
+            self.craft(attacked, store, mine, name, eps)
+            chosen = self.clips.select(mine)
+            for row in judge.rows(*store.read(chosen.ids), targeted=self.config.attack.targeted):
+                row |= {"model": model.name, "checkpoint": model.weights[:8], "judge": model.name}
+                row["wav"] = self.export(row, store) if row["id"] in self.listened else ""
+                if tuple(row[key] for key in ATTACK_KEY) not in rows:
+                    rows.write(row)
+        return keys
 
+    def craft(
+        self, attacked: AttackedModel, store: CraftedStore, index: Sequence[int], name: str, eps: Budget | None
+    ) -> None:
+        """Put the clips at `index` that the store lacks into it."""
+        missing = [i for i in index if self.clips.ids[i] not in store]
+        if spec_of(name).fitted:
+            missing = list(index) if missing else []
+        options = self.config.component("ATTACK", name)
+        crafted = attacked.crafter.craft(self.clips.select(missing), name, options, eps)
+        title = f"{attacked.model.name}, {name}, eps {eps or 'smallest'}"
+        for clip in tqdm(crafted, title, len(missing), unit="clip", disable=not self.members.leads, leave=False):
+            if clip.facts["id"] not in store:
+                store.append(clip.samples, clip.facts)
 
-def export(folder: Path, outcome: Outcome, clips: Clips) -> None:
-    """The original and the perturbation as wavs beside the adversarial one, and the figure of all three."""
-    row, x, x_adv = outcome.row, outcome.x, outcome.x_adv
-    name, delta = plain(row["id"]), x_adv - x
-    results.write_wav(folder / f"{name}.original.wav", x, clips.sample_rate)
-    results.write_wav(folder / f"{name}.perturbation.wav", delta, clips.sample_rate)
-    word = [*clips.classes, "undefined"]
-    aim = f", target '{word[row['target']]}'" if row["target"] >= 0 else ""
-    panels = [
-        (f"original: '{word[row['label']]}', heard '{word[row['prediction']]}'", x),
-        (f"{row['attack']}, eps {row['eps']}{aim}: wav heard '{word[row['prediction_wav']]}'", x_adv),
-        (f"perturbation: max {np.abs(delta).max():.2g}, SNR {row['snr']:.1f} dB", delta),
-    ]
-    note = SYNTHETIC if clips.synthetic else ""
-    figures.spectrograms(folder / f"{name}.png", panels, clips.sample_rate, note=note)
+    def export(self, row: Mapping[str, Any], store: CraftedStore) -> str:
+        """Write the original, the adversarial clip and the perturbation as wavs, and the figure of all three. Returns
+        the adversarial wav's path inside the results folder."""
+        clips, (adversarial, _) = self.clips, store.read([row["id"]])
+        place = Path("wavs", row["model"], f"{row['attack']}_{row['eps']}".replace(" ", ""))
+        folder, name = self.folder / place, row["id"].removesuffix(".wav").replace("/", "_")
+        x = clips.waveforms([clips.ids.index(row["id"])])[0].numpy()
+        x_adv = adversarial.waveforms()[0].numpy()
+        delta = x_adv - x
+        for what, waveform in (("original", x), ("adversarial", x_adv), ("perturbation", delta)):
+            results.write_wav(folder / f"{name}.{what}.wav", waveform, clips.sample_rate)
+        word = [*clips.classes, "undefined"]
+        aim = f", target '{word[row['target']]}'" if row["target"] >= 0 else ""
+        panels = [
+            (f"original: '{word[row['label']]}', heard '{word[row['prediction']]}'", x),
+            (f"{row['attack']}, eps {row['eps']}{aim}: wav heard '{word[row['prediction_wav']]}'", x_adv),
+            (f"perturbation: max {np.abs(delta).max():.2g}, SNR {row['snr']:.1f} dB", delta),
+        ]
+        note = selection.SYNTHETIC if clips.synthetic else ""
+        figures.spectrograms(folder / f"{name}.png", panels, clips.sample_rate, note=note)
+        return str(place / f"{name}.adversarial.wav")
 
 
 def report(
     config: Config,
-    subjects: Sequence[AttackedModel],
+    attacked: Sequence[AttackedModel],
     clips: Clips,
     rows: Sequence[Row],
     signs: Mapping[str, Sequence[sanity_checks.Indicator]],
@@ -146,33 +190,35 @@ def report(
     """Tables, plots, manifest, and what to read first on the terminal.
 
     Args:
-        signs: what failure.search found, and
+        signs: what sanity.search found, and
         searched: on what.
     """
     folder, plots, settings = config.results.results_dir / "attack", config.results.plot_dir, config.attack
     where = settings.stage if settings.stage == "waveform" else f"{settings.stage}, {config.inversion.name}"
     source = f"{len(clips)} clips{' of synthetic speech' if clips.synthetic else ''}"
-    title = f"Attacks at {where}{', targeted' if settings.targeted else ''}, {source}"
-    verdicts = {name: sanity_checks.sanity_verdict(own) for name, own in signs.items()}
-    notes = [SYNTHETIC] * clips.synthetic + [f"{name}: {text}" for name, text in verdicts.items()]
+    defenses = selection.configured_defenses(config)
+    behind = f", models behind {selection.describe(defenses)}" if defenses else ""
+    title = f"Attacks at {where}{', targeted' if settings.targeted else ''}{behind}, {source}"
+    verdicts = {name: sanity_checks.sanity_verdict(indicators) for name, indicators in signs.items()}
+    notes = [selection.SYNTHETIC] * clips.synthetic + [f"{name}: {text}" for name, text in verdicts.items()]
     table, points = summary.table(rows), summary.points(rows)
     results.write_table(folder / "summary.csv", table, title, notes)
     results.write_table(folder / "security.csv", points, f"Accuracy against eps, {title}", notes)
-    controls = {name for name, _ in runs(config) if spec_of(name).kind == "control"}
+    controls = {name for name, _ in attack_runs(config) if spec_of(name).kind == "control"}
     for axis in sorted({point["axis"] for point in points}):
         unit = "SNR of the perturbation (dB)" if axis == "SNR" else f"{axis} of the perturbation ({settings.stage})"
-        own = [point for point in points if point["axis"] == axis]
+        on_axis = [point for point in points if point["axis"] == axis]
         path = plots / f"security_{settings.stage}_{axis}.png"
-        figures.security(path, own, title=title, x_label=unit, falling=axis == "SNR", controls=controls)
+        figures.security(path, on_axis, title=title, x_label=unit, falling=axis == "SNR", controls=controls)
     facts = {
         "config": config.text,
         "seed": settings.seed,
-        "device": str(subjects[0].own.device),
+        "device": str(attacked[0].crafter.device),
         "synthetic": clips.synthetic,
         "source": clips.source,
-        "models": {one.model.name: one.model.facts for one in subjects},
+        "models": {entry.model.name: entry.model.facts for entry in attacked},
         "verdicts": verdicts,
-        "signs": {name: [sign.facts() for sign in found] for name, found in signs.items()},
+        "signs": {name: [sign.facts() for sign in indicators] for name, indicators in signs.items()},
         "searched": searched,
     }
     results.write_manifest(folder / "manifest.json", facts)

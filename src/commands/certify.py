@@ -21,6 +21,8 @@ from src.files import fingerprint
 from src.output import figures, results
 from src.registry import DEFENSES
 from src.smoothing import CERTIFICATE_FIELDS, UNITS, Certificate, Certifier, ShapedNoise, statements, summary
+from src.victims import checkpoint
+from src.victims.victim import Victim
 
 CertificateRows = list[dict[str, str]]
 
@@ -50,6 +52,7 @@ class CertificationRun:
             "clips": clips.fingerprint(),
             "shape": shaped and fingerprint(shaped.amplitude.numpy()),
             "device": self.device.type,
+            "defenses": checkpoint.defenses_of(model.victim),
             **self.settings.identity(),
         }
 
@@ -144,6 +147,9 @@ class CertificationRun:
         own, clips, shaped, name = self.settings, self.clips, self.shaped, self.name
         said, contradicted = summary.certificate_verdict(attacked, own.alpha)
         notes = [*statements(own), *(smoothed_attacks.statements(own) if own.attack_clips else ()), said]
+        if self.victim.defenses:
+            behind = selection.describe(checkpoint.defenses_of(self.victim))
+            notes.append(f"The certified model stands behind {behind}; the vote counts what comes out behind it.")
         if clips.synthetic:
             notes.append(selection.SYNTHETIC)
         sizes = {example: float(clips.waveforms([i]).norm()) for i, example in enumerate(clips.ids)}
@@ -188,6 +194,21 @@ class CertificationRun:
             label = space if lines else f"{space}: no meaning in the waveform"
             series[label] = ([float(line["SNR dB"]) for line in lines], [float(line["best"]) for line in lines])
         return series
+
+
+def check_certifiable(victim: Victim) -> None:
+    """Refuse a chain that draws random numbers of its own.
+
+    Raises:
+        ValueError: names the stage.
+    """
+    for stage in victim.stages:
+        if stage.randomized:
+            raise ValueError(
+                f"'{stage.name}' draws fresh noise in every pass, so that no certificate is sound behind it: the "
+                "theorem counts votes of one fixed function, under noise that does not depend on the clip; take it "
+                "out of [DEFENSE] and smooth with [CERTIFY] sigma instead"
+            )
 
 
 def warn(model: selection.Trained, config: Config) -> None:

@@ -10,7 +10,7 @@ from scipy import signal
 from torch import Tensor
 
 from src.registry import DEFENSES, Positive
-from src.victims.victim import Stage
+from src.victims.victim import Defense
 
 
 def check(options: Mapping[str, Any]) -> None:
@@ -19,7 +19,7 @@ def check(options: Mapping[str, Any]) -> None:
 
 
 @DEFENSES.register("lowpass", check_options=check)
-class Lowpass(Stage):
+class Lowpass(Defense):
     """Causal Butterworth filter of the lowest order that meets both edges.
 
     Args:

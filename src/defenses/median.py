@@ -1,4 +1,4 @@
-"""Median smoothing of the waveform (MS of the speaker-recognition study)."""
+"""Median smoothing over time (MS of the speaker-recognition study)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.registry import DEFENSES, Count
-from src.victims.victim import Stage
+from src.victims.victim import Defense
 
 
 def check(options: Mapping[str, Any]) -> None:
@@ -18,14 +18,15 @@ def check(options: Mapping[str, Any]) -> None:
 
 
 @DEFENSES.register("median", check_options=check)
-class Median(Stage):
+class Median(Defense):
     """Running median; the gradient flows to the sample that is the median.
 
     Args:
-        width: samples in the window, odd.
+        width: samples (frames, at a spectrogram) in the window, odd.
     """
 
     bounds = (-1.0, 1.0)
+    waveform_only = False
 
     def __init__(self, *, sample_rate: int, width: Count = 7):
         super().__init__("median")
@@ -35,6 +36,6 @@ class Median(Stage):
         self.lipschitz = width**0.5
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, time] -> [batch, time]."""
+        """[batch, ..., time] -> the same shape."""
         side = self.width // 2
         return F.pad(x, (side, side)).unfold(-1, self.width, 1).median(-1).values

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from src.registry import DEFENSES, Count
-from src.victims.victim import Stage
+from src.victims.victim import Defense
 
 
 @DEFENSES.register("mp3")
-class Mp3(Stage):
+class Mp3(Defense):
     """Encode and decode each clip. The codec is deterministic and has no gradient.
 
     Args:

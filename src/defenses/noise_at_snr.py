@@ -7,11 +7,11 @@ from torch import Tensor
 
 from src.random_streams import RandomStreams
 from src.registry import DEFENSES
-from src.victims.victim import Stage
+from src.victims.victim import Defense
 
 
 @DEFENSES.register("noise_at_snr")
-class NoiseAtSnr(Stage):
+class NoiseAtSnr(Defense):
     """Add fresh white noise whose power is the clip's power divided by the SNR.
 
     Args:
@@ -19,13 +19,14 @@ class NoiseAtSnr(Stage):
     """
 
     randomized = True
+    waveform_only = False
 
     def __init__(self, *, sample_rate: int, snr_db: float = 16.0):
         super().__init__("noise_at_snr")
         self.ratio = 10 ** (-snr_db / 20)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, time] -> [batch, time], noise from torch's global stream."""
+        """[batch, ...] -> the same shape, noise from torch's global stream."""
         return self._add(x, torch.randn_like(x))
 
     def draw(self, x: Tensor, rng: RandomStreams) -> Tensor:
@@ -33,5 +34,5 @@ class NoiseAtSnr(Stage):
         return self._add(x, rng.normal(x))
 
     def _add(self, x: Tensor, noise: Tensor) -> Tensor:
-        rms = (x.square().mean(-1, keepdim=True) + 1e-20).sqrt()
+        rms = (x.square().mean(tuple(range(1, x.dim())), keepdim=True) + 1e-20).sqrt()
         return x + noise * rms * self.ratio

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from src.random_streams import RandomStreams
 from src.registry import DEFENSES, NonNegative
-from src.victims.victim import Stage
+from src.victims.victim import Defense
 
 WINDOW, HOP = 512, 128
 
 
 @DEFENSES.register("pagn")
-class Pagn(Stage):
+class Pagn(Defense):
     """Fresh Gaussian noise in every time-frequency bin, in phase with the clip, its deviation proportional to the bin.
 
     The study's deviation follows the clip's masking threshold; here it follows the clip's own magnitude. As the noise

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from src.registry import DEFENSES, Count
-from src.victims.victim import Stage
+from src.victims.victim import Defense
 
 
 @DEFENSES.register("quantize")
-class Quantize(Stage):
+class Quantize(Defense):
     """Round samples to multiples of a step.
 
     Args:

@@ -1,15 +1,17 @@
-"""Evaluation of attacks: run them, verify what they return, judge it on the true victim, and sum up the rows."""
+"""Evaluation of attacks: craft adversarial clips, judge them on any model, and sum up the rows."""
 
 from src.evaluation import summary
-from src.evaluation.evaluate import ATTACK_FIELDS, ATTACK_KEY, Evaluation, Outcome, threat_norm, with_options
+from src.evaluation.craft import CraftedClip, Crafter, threat_norm, with_options
+from src.evaluation.judge import ATTACK_FIELDS, ATTACK_KEY, Judge
 from src.evaluation.settings import AttackSettings
 
 __all__ = [
     "ATTACK_FIELDS",
     "ATTACK_KEY",
     "AttackSettings",
-    "Evaluation",
-    "Outcome",
+    "CraftedClip",
+    "Crafter",
+    "Judge",
     "summary",
     "threat_norm",
     "with_options",

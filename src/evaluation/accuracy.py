@@ -12,18 +12,33 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from src.datasets.store import Clips
+from src.random_streams import RandomStreams
+from src.victims.adaptive import once
 from src.victims.victim import Victim
 
 
 @torch.no_grad()
 def logits_of(
-    victim: Victim, clips: Clips, *, device: torch.device | str = "cpu", batch_size: int = 64, title: str | None = None
+    victim: Victim,
+    clips: Clips,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 64,
+    seed: int = 0,
+    title: str | None = None,
 ) -> Tensor:
-    """Logits [n, classes] of every clip, on the CPU; with a title, a progress bar."""
+    """Logits [n, classes] of every clip, on the CPU.
+
+    Args:
+        seed: of a random defense, which draws from each clip's own stream.
+        title: of a progress bar; None shows none.
+    """
     model = victim.to(device).frozen()
     parts = []
     for start in tqdm(range(0, len(clips), batch_size), title, unit="batch", leave=False, disable=title is None):
-        parts.append(model(clips.waveforms(slice(start, start + batch_size)).to(device)).cpu())
+        part = slice(start, start + batch_size)
+        rng = RandomStreams(seed, clips.ids[part], "evaluate")
+        parts.append(once(model, clips.waveforms(part).to(device), rng).cpu())
     return torch.cat(parts)
 
 

@@ -120,3 +120,31 @@ def points(rows: Sequence[Row], most: int = 60) -> list[dict[str, Any]]:
                 }
             )
     return sorted(lines, key=lambda p: (p["axis"], p["model"], p["attack"], p["eps"]))
+
+
+def judged(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One line per model, attack, eps and judging model: how often the judge errs on the wavs that were made against
+    the model, among the clips that the judge had right."""
+
+    def run(row: Row) -> tuple[str, ...]:
+        return row["model"], row["attack"], row["eps"], row["judge"]
+
+    lines = []
+    for key in dict.fromkeys(map(run, rows)):
+        of_run = [row for row in rows if run(row) == key]
+        right = [row for row in of_run if is_true(row, "correct")]
+        fooled = sum(is_true(row, "success_wav") for row in right)
+        kept = sum(still_right(row, "wav") for row in of_run)
+        low, high = wilson(fooled, len(right)) if right else (math.nan, math.nan)
+        lines.append(
+            dict(zip(("model", "attack", "eps", "judge"), key, strict=True))
+            | {
+                "clips": len(of_run),
+                "clean accuracy": len(right) / len(of_run),
+                "accuracy on wav": kept / len(of_run),
+                "success on wav": fooled / len(right) if right else math.nan,
+                "low": low,
+                "high": high,
+            }
+        )
+    return lines

@@ -65,7 +65,7 @@ def fit(
         "training": training.identity(),
         "gradient_penalty": gradient_penalty,
         "options": dict(options or {}),
-        "recipe": victim.recipe,
+        "recipe": checkpoint.recipe_of(victim),
         "data": {"train": train.fingerprint(), "validation": valid.fingerprint()},
         "noise": "none" if noise is None else fingerprint(noise.cpu().numpy()),
     }

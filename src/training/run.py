@@ -19,6 +19,7 @@ from src.threat import ThreatModel
 from src.training.batches import Augmentation, Source, augments_waveform, batches
 from src.training.methods.learner import Learner
 from src.training.settings import TrainingSettings
+from src.victims.adaptive import Bpda
 from src.victims.victim import WAVEFORM, Victim
 
 
@@ -98,7 +99,8 @@ class TrainingRun:
         title = f"{name}: features" if progress else None
         # The fast backwards of the frozen copy have no second derivatives.
         steps = self.tail.steps if method == "gradient_penalty" or not fixed else victim.frozen().split(stage)[1].steps
-        self.steps = [step.to(device) for step in steps]
+        # A defense without a gradient: what the method crafts goes through its substitute.
+        self.steps = [(step if step.differentiable else Bpda(step)).to(device) for step in steps]
         self.source = Source(train, head, device, augments_waveform(training), title)
         self.valid = Source(valid, head, device, False, title)
         self.optimizer = make_optimizer(victim, training)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -137,12 +138,15 @@ class TrainingSettings:
         }
 
 
-def model_name(model: str, gradient_penalty: float, method: str = "standard") -> str:
+def model_name(model: str, gradient_penalty: float, method: str = "standard", defenses: Sequence[str] = ()) -> str:
     """The name under which a model is saved.
 
-    >>> model_name("cnn", 0.0), model_name("cnn", 1e-6), model_name("cnn", 0.0, "pgd")
-    ('cnn', 'cnn_penalty_1e-06', 'cnn_pgd')
+    >>> model_name("cnn", 0.0), model_name("cnn", 1e-6), model_name("cnn", 0.0, "pgd", ["median"])
+    ('cnn', 'cnn_penalty_1e-06', 'cnn_pgd_median')
     """
+    parts = [model]
     if method != "standard":
-        return f"{model}_{method}"
-    return f"{model}_penalty_{gradient_penalty:g}" if gradient_penalty else model
+        parts.append(method)
+    elif gradient_penalty:
+        parts.append(f"penalty_{gradient_penalty:g}")
+    return "_".join([*parts, *defenses])

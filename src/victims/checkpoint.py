@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 import torch
 
 from src.files import write_atomically
-from src.registry import FRONTENDS, MODELS
-from src.victims.victim import Victim
+from src.registry import DEFENSES, FRONTENDS, MODELS
+from src.victims.victim import WAVEFORM, Defense, Victim
 
 FORMAT = 1
 
@@ -25,11 +25,13 @@ def build(
     classes: Sequence[str],
     sample_rate: int,
     n_samples: int,
+    defenses: Sequence[Mapping[str, Any]] = (),
 ) -> Victim:
     """A victim with fresh weights; its `recipe` rebuilds it from a checkpoint.
 
     Args:
         front_end: its name, or auto for the one the model was published with.
+        defenses: name, options and at (the representation it stands behind) of each, see `defend`.
 
     Raises:
         ValueError: unknown names, or options that do not fit (a front end too small for the model, say).
@@ -54,8 +56,46 @@ def build(
         shape = tuple(features.shape[1:])
     classifier = builder(n_classes=len(classes), shape=shape, **recipe["model_options"])
     victim = Victim(stages, classifier, classes=classes, sample_rate=sample_rate, n_samples=n_samples)
-    victim.recipe = recipe  # type: ignore[assignment]
+    victim.recipe = recipe
+    return defend(victim, defenses)
+
+
+def build_defense(name: str, sample_rate: int, options: Mapping[str, Any] | None = None) -> Defense:
+    """A defense by its name and config keys, which a checkpoint can hold.
+
+    Raises:
+        ValueError: an unknown name, or options that do not fit.
+    """
+    defense: Defense = DEFENSES[name](sample_rate=sample_rate, **(options or {}))
+    defense.recipe = {"name": name, "options": dict(options or {})}
+    return defense
+
+
+def defend(victim: Victim, defenses: Sequence[Mapping[str, Any]]) -> Victim:
+    """The victim behind these defenses, in order; the weights are shared.
+
+    Args:
+        defenses: {"name": ..., "options": config keys, "at": representation} each, as `defenses_of` gives them.
+
+    Raises:
+        ValueError: an unknown name, options that do not fit, or a place where the defense cannot stand.
+    """
+    for entry in defenses:
+        defense = build_defense(entry["name"], victim.sample_rate, entry.get("options"))
+        victim = victim.defended([defense], entry.get("at", WAVEFORM))
     return victim
+
+
+def defenses_of(victim: Victim) -> list[dict[str, Any]]:
+    """What `defend` takes to put the victim's defenses in front of another one.
+
+    Raises:
+        ValueError: a defense that was not built by its name.
+    """
+    for defense in victim.defenses:
+        if defense.recipe is None:
+            raise ValueError(f"the defense '{defense.name}' was not built by its name: use checkpoint.build_defense")
+    return [{**(defense.recipe or {}), "at": defense.position} for defense in victim.defenses]
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
@@ -94,9 +134,22 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
+def recipe_of(victim: Victim) -> dict[str, Any]:
+    """What `build` takes to make the victim anew, its defenses included."""
+    defenses = defenses_of(victim)
+    return {**victim.recipe, "defenses": defenses} if defenses else dict(victim.recipe)
+
+
 def save(path: Path, victim: Victim, facts: Mapping[str, Any]) -> None:
-    """Write a victim made by `build`, with the facts of its training (plain values)."""
-    write(path, {"format": FORMAT, "recipe": victim.recipe, "state": victim.state_dict(), "facts": dict(facts)})
+    """Write a victim made by `build`, its defenses included, with the facts of its training (plain values).
+
+    Raises:
+        ValueError: a victim or a defense put together by hand, which no recipe can rebuild.
+        OSError: cannot write; whatever was there before stays.
+    """
+    if not victim.recipe:
+        raise ValueError("only a victim made by checkpoint.build can be saved: this one has no recipe")
+    write(path, {"format": FORMAT, "recipe": recipe_of(victim), "state": victim.state_dict(), "facts": dict(facts)})
 
 
 def load(path: Path) -> tuple[Victim, dict[str, Any]]:

@@ -4,8 +4,10 @@ attacked, defended or smoothed: `head, tail = victim.split(name)`, with `tail(he
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +66,24 @@ class Stage(nn.Module):
         return None
 
 
+class Defense(Stage):
+    """A transformation that may stand behind any representation of a chain, its output of the shape of its input.
+
+    Attributes:
+        waveform_only: it needs samples, [batch, time]; others take any representation.
+        position: the representation that it stands behind, set by `Victim.defended`.
+        recipe: name and options of a defense that was built by name, so that a checkpoint can hold it.
+    """
+
+    waveform_only: bool = True
+    position: str = WAVEFORM
+    recipe: Mapping[str, Any] | None = None
+
+    def inverse(self, y: Tensor, x: Tensor) -> Tensor:
+        """y itself: who wants y behind the defense sends y into it."""
+        return y
+
+
 class Chain(nn.Module):
     """Consecutive stages and, at the end of a victim, its classifier."""
 
@@ -98,6 +118,10 @@ class Victim(Chain):
         classes: the class names, in the order of the logits.
         sample_rate: Hz of the waveform.
         n_samples: length of the waveform the classifier was built for.
+
+    Attributes:
+        representations: names that `split` takes, from the waveform on.
+        recipe: what checkpoint.build made it of, defenses apart; empty for a victim put together by hand.
     """
 
     def __init__(
@@ -115,6 +139,7 @@ class Victim(Chain):
             raise ValueError(f"two stages of one chain share a name: {', '.join(names)}")
         self.representations = tuple(names)
         self.classes, self.sample_rate, self.n_samples = tuple(classes), sample_rate, n_samples
+        self.recipe: dict[str, Any] = {}
 
     def split(self, name: str) -> tuple[Chain, Chain]:
         """(head, tail) around the representation `name`: head ends with it, tail starts from it.
@@ -145,13 +170,53 @@ class Victim(Chain):
             constant *= float(stage.lipschitz)  # type: ignore[arg-type]
         return constant
 
-    def defended(self, defenses: Sequence[Stage]) -> Victim:
-        """The same victim behind defenses of the waveform; it shares the weights."""
-        stages: list[Stage] = [*defenses, *self.stages]
+    def defended(self, defenses: Sequence[Defense], at: str = WAVEFORM) -> Victim:
+        """The same victim with these defenses behind the representation `at`, after those that stand there already;
+        it shares the weights. A defense that is there under the same name gets a number behind its name.
+
+        Raises:
+            ValueError: no such representation, or a defense that needs a waveform where there is none.
+        """
+        places = [WAVEFORM, *(stage.name for stage in self.stages if not isinstance(stage, Defense))]
+        if at not in places:
+            raise ValueError(f"no defense can stand at '{at}' (choices: {', '.join(map(str, places))})")
+        index = self.representations.index(at)
+        while index < len(self.stages) and isinstance(self.stages[index], Defense):
+            index += 1
+        head = Chain(list(self.stages)[:index])  # type: ignore[arg-type]
+        with torch.no_grad():
+            features = head(torch.zeros(1, self.n_samples, device=self.device))
+        names, added = set(self.representations), list[Stage]()
+        for defense in defenses:
+            if defense.waveform_only and features.dim() != 2:
+                shape = " x ".join(map(str, features.shape[1:]))
+                raise ValueError(f"the defense '{defense.name}' needs a waveform; '{at}' has {shape} values per clip")
+            number = next(
+                n for n in itertools.count(1) if (defense.name if n == 1 else f"{defense.name}_{n}") not in names
+            )
+            defense.name = defense.name if number == 1 else f"{defense.name}_{number}"
+            defense.position = at
+            if at != WAVEFORM:
+                defense.bounds = (-math.inf, math.inf)
+            names.add(defense.name)
+            added.append(defense)
+        return self._with_stages([*list(self.stages)[:index], *added, *list(self.stages)[index:]])  # type: ignore[list-item]
+
+    def undefended(self) -> Victim:
+        """The same victim without its defenses; it shares the weights."""
+        return self._with_stages([stage for stage in self.stages if not isinstance(stage, Defense)])  # type: ignore[misc]
+
+    @property
+    def defenses(self) -> tuple[Defense, ...]:
+        """The defenses in the chain, in order."""
+        return tuple(stage for stage in self.stages if isinstance(stage, Defense))
+
+    def _with_stages(self, stages: Sequence[Stage]) -> Victim:
         assert self.classifier is not None
         victim = Victim(
             stages, self.classifier, classes=self.classes, sample_rate=self.sample_rate, n_samples=self.n_samples
         )
+        victim.recipe = self.recipe
         return victim.train(self.training)
 
     @property

@@ -1,5 +1,5 @@
-"""Run one attack on one victim and judge what it returns without trusting it: whether it is feasible, and whether the
-true victim errs at the attacked stage, in audio, and on the 16-bit wav read back. One row per example."""
+"""Craft adversarial clips: run one attack on one victim at one representation and keep what it made: the 16-bit samples
+that a wav would hold, and the facts of the run. How often it succeeds is for evaluation/judge.py to say."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,48 +24,34 @@ from src.threat import Budget, ThreatModel, norm_of
 from src.victims.adaptive import adaptive, once
 from src.victims.victim import WAVEFORM, Chain, Victim
 
-ATTACK_KEY = ("model", "checkpoint", "attack", "eps", "id")
-"""What identifies a row."""
-ATTACK_FIELDS = (
-    *ATTACK_KEY, "stage", "norm", "budget", "label", "target", "prediction", "correct",
-    "prediction_stage", "prediction_audio", "prediction_wav", "prediction_inversion",
-    "success_stage", "success_audio", "success_wav", "feasible", "distance", "l2", "linf",
-    "snr", "db_x", "seg_snr", "lsd", "pesq", "stoi", "forwards", "backwards", "seconds",
-)  # fmt: skip
-Listen = Callable[[str, np.ndarray], np.ndarray]
-"""(id, waveform [time]) -> what is read back after it was written as a 16-bit wav."""
 Inversion = Callable[..., Tensor]
 """(head, z, x, *, rng) -> audio [batch, time]."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A row without the columns `model` and `checkpoint`, and its clip before and after, [time] each."""
-
-    row: dict[str, Any]
-    x: np.ndarray
-    x_adv: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Counter:
-    """A model that counts, for every example, how often it was called and differentiated.
+class CraftedClip:
+    """What an attack made of one clip.
 
     Attributes:
-        model: what is counted.
-        index: places of the examples in the whole batch, [batch] long.
-        forwards, backwards: counts of the whole batch, long.
+        samples: int16 [time], as a wav would hold them.
+        facts: plain values: the attack's own columns of a row, and id, label and length of the clip.
     """
 
-    model: Model
-    index: Tensor
-    forwards: Tensor
-    backwards: Tensor
+    samples: np.ndarray
+    facts: dict[str, Any]
+
+
+class CallCounter:
+    """A model that counts, for every example, how often it was called and differentiated."""
+
+    def __init__(self, model: Model, index: Tensor, forwards: Tensor, backwards: Tensor):
+        self.model, self.index, self.forwards, self.backwards = model, index, forwards, backwards
 
     @classmethod
-    def of(cls, model: Model, count: int) -> Self:
-        """At zero for a batch of `count` examples."""
-        return cls(model, torch.arange(count), *torch.zeros(2, count, dtype=torch.long))
+    def start(cls, model: Model, count: int) -> CallCounter:
+        """A counter for `count` examples, all at 0."""
+        zeros = torch.zeros(count, dtype=torch.long)
+        return cls(model, torch.arange(count), zeros, zeros.clone())
 
     def __call__(self, x: Tensor) -> Tensor:
         logits = self.model(x)
@@ -73,14 +59,15 @@ class Counter:
         times = max(1, len(x) // max(1, len(self.index)))
         self.forwards[self.index] += times
         if logits.requires_grad:
-            logits.register_hook(lambda _: self._note(times))  # type: ignore[no-untyped-call]
+            logits.register_hook(lambda _: self._count_backward(times))  # type: ignore[no-untyped-call]
         return logits
 
-    def _note(self, times: int) -> None:
+    def _count_backward(self, times: int) -> None:
         self.backwards[self.index] += times
 
-    def select(self, index: Tensor) -> Self:
-        return type(self)(narrow(self.model, index), self.index[index.cpu()], self.forwards, self.backwards)
+    def select(self, index: Tensor) -> CallCounter:
+        """The same counts, for the examples at `index`."""
+        return CallCounter(narrow(self.model, index), self.index[index.cpu()], self.forwards, self.backwards)
 
 
 def with_options(name: str, options: Mapping[str, Any], sample_rate: int) -> Callable[..., Tensor]:
@@ -96,17 +83,17 @@ def threat_norm(name: str, norm: str) -> str:
 
 
 def predicted_labels(chain: Chain, x: Tensor, rng: RandomStreams) -> Tensor:
-    """Labels [batch]; -1 where the logits are not finite numbers. A randomised chain is asked once."""
+    """Labels [batch]; -1 where the logits are not finite numbers. A randomized chain is asked once."""
     with torch.no_grad():
         logits = once(chain, x, rng)
     return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
 
 
-class Evaluation:
+class Crafter:
     """One victim under attack at one representation.
 
     Args:
-        victim: the true one, which judges.
+        victim: the true one.
         settings: the section [ATTACK].
         inversion: back from the representation to audio; unused at the waveform.
         device: where everything runs.
@@ -118,18 +105,18 @@ class Evaluation:
     def __init__(self, victim: Victim, settings: AttackSettings, inversion: Inversion, device: torch.device):
         self.victim, self.settings, self.inversion, self.device = victim.to(device).eval(), settings, inversion, device
         self.head, self.tail = self.victim.split(settings.stage)
-        self.crafted = self.victim.frozen().split(settings.stage)[1]
+        self.frozen_tail = self.victim.frozen().split(settings.stage)[1]
         self.bounds = self.victim.bounds(settings.stage)
         self.inverted: dict[str, int] = {}
 
     def streams(self, ids: tuple[str, ...], purpose: str) -> RandomStreams:
         return RandomStreams(self.settings.seed, ids, purpose)
 
-    def attacked(self, ids: tuple[str, ...]) -> Model:
+    def attacked_model(self, ids: tuple[str, ...]) -> Model:
         """What an attack gets to see of these clips: the fast copy, through BPDA and EOT where a stage needs it."""
         if not self.settings.adaptive:
-            return self.crafted
-        return adaptive(self.crafted, rng=self.streams(ids, "eot"), draws=self.settings.eot_draws)
+            return self.frozen_tail
+        return adaptive(self.frozen_tail, rng=self.streams(ids, "eot"), draws=self.settings.eot_draws)
 
     def threat(self, x: Tensor, z: Tensor, valid: Tensor, name: str, eps: Budget | None) -> ThreatModel:
         """The threat model at the representation z of the clips x; `eps` None for a minimum-norm attack."""
@@ -144,9 +131,7 @@ class Evaluation:
         with torch.no_grad():
             return x, valid, y, once(self.head, x, self.streams(clips.ids, "head"))
 
-    def run(
-        self, clips: Clips, name: str, options: Mapping[str, Any], eps: Budget | None, listen: Listen
-    ) -> Iterator[Outcome]:
+    def craft(self, clips: Clips, name: str, options: Mapping[str, Any], eps: Budget | None) -> Iterator[CraftedClip]:
         """Attack every clip; yields in their order.
 
         Args:
@@ -155,64 +140,50 @@ class Evaluation:
         """
         together = self.settings.batch_size if not spec_of(name).fitted else len(clips)
         for part in torch.split(torch.arange(len(clips)), together) if len(clips) else ():
-            yield from self._batch(clips.select(part), name, options, eps, listen)
+            yield from self._craft_batch(clips.select(part), name, options, eps)
 
-    def _batch(
-        self, clips: Clips, name: str, options: Mapping[str, Any], eps: Budget | None, listen: Listen
-    ) -> Iterator[Outcome]:
+    def _craft_batch(
+        self, clips: Clips, name: str, options: Mapping[str, Any], eps: Budget | None
+    ) -> Iterator[CraftedClip]:
         targeted, ids = self.settings.targeted, clips.ids
         x, valid, y, z = self.load(clips)
         threat = self.threat(x, z, valid, name, eps)
         clean = predicted_labels(self.tail, z, self.streams(ids, "judge"))
         target = self.targets(y, ids)
-        aim = target if targeted else y
         # A clip that is already wrong needs no attack, unless it shall become something particular.
         todo = torch.arange(len(y), device=y.device) if targeted else (clean == y).nonzero().flatten()
-        counter = Counter.of(narrow(self.attacked(ids), todo), len(todo))
+        counter = CallCounter.start(narrow(self.attacked_model(ids), todo), len(todo))
         start = self._clock()
-        found = with_options(name, options, self.victim.sample_rate)(
-            counter, z[todo], aim[todo], threat.select(todo),
+        x_adv = with_options(name, options, self.victim.sample_rate)(
+            counter, z[todo], (target if targeted else y)[todo], threat.select(todo),
             rng=self.streams(ids, name).select(todo), targeted=targeted,
         )  # fmt: skip
         seconds = (self._clock() - start) / max(1, len(todo))
         z_adv = z.clone()
-        z_adv[todo] = found.to(z.dtype)
+        z_adv[todo] = x_adv.to(z.dtype)
 
         audio = self._to_audio(z_adv, x, valid, ids)
-        heard = torch.from_numpy(np.stack([listen(i, a) for i, a in zip(ids, audio.cpu().numpy(), strict=True)])).to(x)
+        samples = np.stack([to_int16(clip) for clip in audio.cpu().numpy()])
+        wav = torch.from_numpy(samples.astype(np.float32) / FULL_SCALE).to(x)
         inverted = self._inversion_control(z, x, valid, ids, clean)
-        predictions = {
-            "stage": predicted_labels(self.tail, z_adv, self.streams(ids, "judge")),
-            "audio": predicted_labels(self.victim, audio, self.streams(ids, "judge")),
-            "wav": predicted_labels(self.victim, heard, self.streams(ids, "judge")),
-        }
-        feasible, right = threat.contains(z_adv, z), clean == y
-        success = {
-            where: right & feasible & (p >= 0) & (p == target if targeted else p != y)
-            for where, p in predictions.items()
-        }
         delta = z_adv - z
         forwards, backwards = torch.zeros(len(y), dtype=torch.long), torch.zeros(len(y), dtype=torch.long)
         forwards[todo.cpu()], backwards[todo.cpu()] = counter.forwards, counter.backwards
         columns: dict[str, Tensor] = {
             "budget": threat.budgets(z), "label": y, "target": target if targeted else torch.full_like(y, -1),
-            "prediction": clean, "correct": right, "feasible": feasible, "prediction_inversion": inverted,
-            **{f"prediction_{where}": p for where, p in predictions.items()},
-            **{f"success_{where}": s for where, s in success.items()},
+            "length": clips.lengths, "prediction": clean, "feasible": threat.contains(z_adv, z),
+            "prediction_stage": predicted_labels(self.tail, z_adv, self.streams(ids, "judge")),
+            "prediction_audio": predicted_labels(self.victim, audio, self.streams(ids, "judge")),
+            "prediction_inversion": inverted,
             "distance": norm_of(delta, threat.norm), "l2": norm_of(delta, "l2"), "linf": norm_of(delta, "linf"),
-            **perception.measure(x, heard, clips.sample_rate, self.settings.speech),
+            **perception.measure(x, wav, clips.sample_rate, self.settings.speech),
             "forwards": forwards, "backwards": backwards,
         }  # fmt: skip
         lists = {column: values.tolist() for column, values in columns.items()}
-        fixed = {"attack": name, "eps": str(eps) if eps else "inf", "stage": self.settings.stage, "norm": threat.norm}
+        shared = {"attack": name, "eps": str(eps) if eps else "inf", "stage": self.settings.stage, "norm": threat.norm}
         for i, example in enumerate(ids):
-            row = {
-                **fixed,
-                "id": example,
-                "seconds": seconds,
-                **{column: values[i] for column, values in lists.items()},
-            }
-            yield Outcome(row, x[i].cpu().numpy(), heard[i].cpu().numpy())
+            values = {column: column_values[i] for column, column_values in lists.items()}
+            yield CraftedClip(samples[i], {"id": example, **shared, "seconds": seconds, **values})
 
     def targets(self, y: Tensor, ids: tuple[str, ...]) -> Tensor:
         """A random other label per clip, [batch]."""
@@ -240,9 +211,9 @@ class Evaluation:
             return clean
         if not all(example in self.inverted for example in ids):
             audio = self._to_audio(z, x, valid, ids).cpu().numpy()
-            written = torch.from_numpy(to_int16(audio).astype(np.float32) / FULL_SCALE).to(x)
-            found = predicted_labels(self.victim, written, self.streams(ids, "judge"))
-            self.inverted.update(zip(ids, found.tolist(), strict=True))
+            wav = torch.from_numpy(to_int16(audio).astype(np.float32) / FULL_SCALE).to(x)
+            labels = predicted_labels(self.victim, wav, self.streams(ids, "judge"))
+            self.inverted.update(zip(ids, labels.tolist(), strict=True))
         return torch.tensor([self.inverted[example] for example in ids])
 
     def _clock(self) -> float:

@@ -1,0 +1,87 @@
+"""Judge crafted clips on any model: whether the clip is feasible, and whether the model errs at the attacked stage, in
+audio, and on the wav as read back. It reads what was crafted, needs no gradients and never trusts the attack. One row
+per example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from src.datasets.store import Clips
+from src.evaluation.craft import predicted_labels
+from src.random_streams import RandomStreams
+from src.victims.victim import Victim
+
+ATTACK_KEY = ("model", "checkpoint", "attack", "eps", "id", "judge")
+"""What identifies a row."""
+ATTACK_FIELDS = (
+    *ATTACK_KEY[:-1], "stage", "norm", "budget", "label", "target", "prediction", "correct",
+    "prediction_stage", "prediction_audio", "prediction_wav", "prediction_inversion",
+    "success_stage", "success_audio", "success_wav", "feasible", "distance", "l2", "linf",
+    "snr", "db_x", "seg_snr", "lsd", "pesq", "stoi", "forwards", "backwards", "seconds", "judge", "wav",
+)  # fmt: skip
+OF_THE_CRAFTED_MODEL = (
+    "prediction_stage", "prediction_audio", "prediction_inversion", "success_stage", "success_audio"
+)  # fmt: skip
+UNDEFINED = "none"
+"""What these columns hold when another model judges: it was not attacked at a stage of its own."""
+
+
+class Judge:
+    """One model as the judge of crafted clips.
+
+    Args:
+        victim: the true model, its defenses included.
+        device: where it runs.
+        seed: of the draws of a randomized model; an example has the same draws whoever crafted it.
+        batch_size: clips per forward pass; the rows do not depend on it.
+    """
+
+    def __init__(self, victim: Victim, device: torch.device, *, seed: int = 0, batch_size: int = 64):
+        self.victim, self.device, self.seed, self.batch_size = victim.to(device).eval(), device, seed, batch_size
+
+    def labels(self, clips: Clips) -> list[int]:
+        """The model's labels of clips, -1 where its logits are not finite numbers."""
+        labels: list[int] = []
+        for part in torch.arange(len(clips)).split(self.batch_size):  # type: ignore[no-untyped-call]
+            batch = clips.select(part)
+            rng = RandomStreams(self.seed, batch.ids, "judge")
+            labels += predicted_labels(self.victim, batch.waveforms().to(self.device), rng).tolist()
+        return labels
+
+    def rows(
+        self,
+        crafted: Clips,
+        facts: Sequence[Mapping[str, Any]],
+        *,
+        targeted: bool,
+        clean: Clips | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """One row per crafted clip, without the columns model, checkpoint, judge and wav.
+
+        Args:
+            crafted: as read from a store of crafted clips.
+            facts: of each of them.
+            targeted: whether a success is the target instead of any error.
+            clean: the original clips in the same order where this model is not the one they were crafted on; its
+                stage and audio columns are then undefined.
+        """
+        predictions = [fact["prediction"] for fact in facts] if clean is None else self.labels(clean)
+        for fact, prediction, on_wav in zip(facts, predictions, self.labels(crafted), strict=True):
+            row = {**fact, "prediction": prediction, "correct": prediction == fact["label"], "prediction_wav": on_wav}
+            del row["length"]
+            for place in ("stage", "audio", "wav"):
+                row[f"success_{place}"] = succeeds(row, place, targeted)
+            if clean is not None:
+                row.update(dict.fromkeys(OF_THE_CRAFTED_MODEL, UNDEFINED))
+            yield row
+
+
+def succeeds(row: Mapping[str, Any], place: str, targeted: bool) -> bool:
+    """Whether a feasible change of a clip that was classified rightly gave the target, or (untargeted) another label.
+    Logits that are not finite numbers are no success."""
+    label = row[f"prediction_{place}"]
+    hit = label == row["target"] if targeted else label != row["label"]
+    return bool(row["correct"] and row["feasible"] and label >= 0 and hit)
