@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from src.datasets.prepare import DataSettings, prepare
 from src.datasets.store import SPLITS, load
-from src.datasets.synthetic import scene, split_voices
+from src.datasets.synthetic import scene, speak, split_voices
 from src.registry import DATASETS
 
 SMALL = {"train": 3, "validation": 2, "test": 2}
@@ -68,3 +69,12 @@ def test_snr_keys_are_checked() -> None:
     program = {"include": ("yes",), "default": (), "sample_rate": 16000, "seconds": 1.0, "seed": 0}
     with pytest.raises(ValueError, match="snr_low"):
         DATASETS["synthetic"](**program, snr_low=3.0, snr_high=1.0)
+
+
+def test_speech_does_not_depend_on_the_time_of_day(tmp_path: Path) -> None:
+    """Left alone the engine seeds its random numbers with the second it starts in."""
+    rng_voices = [f"en-us+{voice}" for voice in sorted(split_voices(0)["train"])[:12]]
+    utterances = [{"text": "yes", "voice": voice, "rate": 160, "pitch": 50, "range": 50} for voice in rng_voices]
+    first = list(speak(utterances, 16000))
+    time.sleep(1.1)
+    assert all(np.array_equal(a, b) for a, b in zip(first, speak(utterances, 16000), strict=True))

@@ -23,7 +23,7 @@ from src.files import fingerprint
 from src.random_streams import derive_seed
 from src.registry import DATASETS, Count
 
-VERSION = 1
+VERSION = 2
 """Part of the stamp: increase it when the same settings give other samples."""
 ACCENTS = ("en-us", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
 VOICE_SHARES = {"train": 0.6, "validation": 0.15, "test": 0.25}
