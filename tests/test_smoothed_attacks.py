@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from src.evaluation.smoothed_attacks import (
-    BASELINES,
     SMOOTHED_ATTACK_FIELDS,
     Attempt,
     attack_defended,
@@ -141,12 +140,13 @@ def test_defenses_are_attacked_through_their_randomness_and_rounding(name: str) 
 
 def test_every_baseline_stands_in_front_of_the_model(clips) -> None:  # type: ignore[no-untyped-def]
     victim = checkpoint.build(model="bc_resnet", classes=list("abcd"), sample_rate=16000, n_samples=16000).eval()
-    chains = defended(victim, {name: DEFENSES[name](sample_rate=16000) for name in BASELINES})
-    assert list(chains) == ["undefended", *BASELINES]
+    baselines = CertifySettings().baselines
+    chains = defended(victim, {name: DEFENSES[name](sample_rate=16000) for name in baselines})
+    assert list(chains) == ["undefended", *baselines]
     x = clips.waveforms(slice(1))
     with torch.no_grad():
         torch.testing.assert_close(chains["undefended"](x), victim(x), rtol=1e-4, atol=1e-4)
-    for name in BASELINES:
+    for name in baselines:
         assert next(iter(chains[name].stages)).name == name
         assert chains[name](x).shape == (1, 4)
 

@@ -300,6 +300,8 @@ def test_presets() -> None:
     assert CertifySettings(preset="cohen").n == 100_000
     with pytest.raises(ValueError, match="waveform"):
         CertifySettings(stage="mel", noise="speech")
+    with pytest.raises(ValueError, match="twice"):
+        CertifySettings(baselines=("median", "median"))
 
 
 # --- shaped noise
@@ -540,8 +542,10 @@ def test_script_catches_a_wrong_certificate(
 def test_script_attacks_the_smoothed_model_and_the_defenses(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("src.evaluation.smoothed_attacks.BASELINES", ("quantize", "pagn"))
-    short = ["DATA.n_test=2", "CERTIFY.sigma=0.01", "CERTIFY.radii=0.5", "CERTIFY.attack_clips=1"]
+    short = [
+        "DATA.n_test=2", "CERTIFY.sigma=0.01", "CERTIFY.radii=0.5", "CERTIFY.attack_clips=1",
+        "CERTIFY.baselines=quantize, pagn",
+    ]  # fmt: skip
     assert run(monkeypatch, *short) == 0
     output = capsys.readouterr().out
     folder = workspace / "results/certify"
@@ -558,6 +562,12 @@ def test_script_attacks_the_smoothed_model_and_the_defenses(
     rows.write_text("".join(lines[:3]) + lines[3][:9])
     assert run(monkeypatch, *short) == 0
     assert timeless(rows) == complete
+    # Another baseline is added to the rows; without any, the model behind defenses is not attacked.
+    assert run(monkeypatch, *short, "CERTIFY.baselines=median, quantize, pagn") == 0
+    assert [row for row in timeless(rows) if row[0] != "median"] == complete
+    assert run(monkeypatch, *short, "CERTIFY.baselines=") == 0
+    with (folder / "tiny.waveform.attacked_accuracy.csv").open() as file:
+        assert [line["classifier"] for line in csv.DictReader(file)] == ["smoothed, sigma 0.01"] * 2
     with (folder / "tiny.waveform.curves.csv").open() as file:
         curve = list(csv.DictReader(file))
     assert set(curve[0]) == {"radius", "SNR dB", "sigma 0.01", "best"}

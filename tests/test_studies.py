@@ -29,7 +29,7 @@ SMALL = [
     "ATTACK.eps=0.001", "ATTACK.checks=0", "ATTACK.wavs=0", "ATTACK.pgd.steps=2", "ATTACK.cw.steps=5",
     "ATTACK.cw.search_steps=1", "CERTIFY.sigma=0.02", "CERTIFY.n0=16", "CERTIFY.n=32",
     "CERTIFY.preset=none", "CERTIFY.mode=fixed", "CERTIFY.attack_clips=0", "CERTIFY.attack_steps=1",
-    "CERTIFY.attack_n=100", "CERTIFY.baselines=no", "MODEL.rescnn.width=4",
+    "CERTIFY.attack_n=100", "CERTIFY.baselines=", "MODEL.rescnn.width=4",
 ]  # fmt: skip
 QUERIES = ("autoattack", "square", "nes", "spsa", "siren", "genetic", "hopskipjump", "boundary")
 SMALL_OF_STUDY = {

@@ -121,7 +121,8 @@ class CertificationRun:
             return classifier, sigma, number, example, label, *found.values()
 
         attacking = {key: getattr(own, key) for key in ("attack_steps", "attack_draws", "attack_n", "radii")}
-        options = {name: self.config.component("DEFENSE", name) for name in smoothed_attacks.BASELINES}
+        # All configured defenses, not only the baselines, so that rows are still valid when a baseline is added.
+        options = {name: keys for name in DEFENSES.names() if (keys := self.config.component("DEFENSE", name))}
         settings = {**self.given, **attacking, "check only": not count, "defenses": options}
         opening = (
             self.folder / f"{self.name}.attacks.csv",
@@ -134,7 +135,7 @@ class CertificationRun:
     def defenses(self) -> dict[str, Any]:
         """The baselines that this sample rate admits."""
         built = {}
-        for name in smoothed_attacks.BASELINES:
+        for name in self.settings.baselines:
             try:
                 options = self.config.component("DEFENSE", name)
                 built[name] = DEFENSES[name](sample_rate=self.clips.sample_rate, **options)

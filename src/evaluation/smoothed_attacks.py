@@ -21,7 +21,6 @@ from src.threat import ThreatModel
 from src.victims.adaptive import adaptive, is_randomized, once
 from src.victims.victim import WAVEFORM, Chain, Defense, Victim
 
-BASELINES = ("quantize", "noise_at_snr", "median", "lowpass", "mp3", "pagn")
 SMOOTHED_ATTACK_FIELDS = (
     "classifier", "sigma", "idx", "id", "label", "certified", "radius", "clean", "broken_at", "flipped_at",
     "contradicts", "time",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from src.registry import Count, Listed, Natural, NonNegative, Positive
+from src.registry import DEFENSES, Count, Listed, Natural, NonNegative, Positive
 
 PRESETS = {"paper": (500, 10_000, 0.001), "cohen": (100, 100_000, 0.001)}
 """(n0, n, alpha) of O'Reilly's study and of Cohen, Rosenfeld and Kolter (2019)."""
@@ -39,7 +39,8 @@ class CertifySettings:
         attack_steps: PGD steps per attack.
         attack_draws: noise draws per step; the attack maximizes the log of their mean probability.
         attack_n: noise draws of the vote that judges an attack.
-        baselines: attack the model behind each defense as well, at the same radii (white noise at the waveform only).
+        baselines: defenses; the model without a defense and behind each one is attacked at the same radii, for
+            comparison (white noise at the waveform only). Empty for no comparison.
     """
 
     stage: str = "waveform"
@@ -58,12 +59,14 @@ class CertifySettings:
     attack_steps: Count = 20
     attack_draws: Annotated[int, Ge(64)] = 64
     attack_n: Annotated[int, Ge(100)] = 1000
-    baselines: bool = True
+    baselines: tuple[DEFENSES.Name, ...] = ("quantize", "noise_at_snr", "median", "lowpass", "mp3", "pagn")  # type: ignore[name-defined]
 
     def __post_init__(self) -> None:
         if self.preset in PRESETS:
             for name, value in zip(("n0", "n", "alpha"), PRESETS[self.preset], strict=True):
                 object.__setattr__(self, name, value)
+        if len(set(self.baselines)) < len(self.baselines):
+            raise ValueError("baselines names a defense twice")
         if self.batch_size % 16:
             raise ValueError(f"batch_size = {self.batch_size}: must be 0 or a multiple of 16")
         if self.stage != "waveform" and (self.kind != "noise" or self.noise != "white"):
