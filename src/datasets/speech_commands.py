@@ -50,7 +50,7 @@ def speech_commands(
 
     Args:
         source_dir: folder or archive of the data set; with a version, the folder it is downloaded to.
-        version: downloaded on request unless source_dir is there already: 0.01 (1.5 GB), 0.02 (2.3 GB) or 0.02_test
+        version: downloaded on request unless source_dir is there already: 0.01 (1.5 GB), 0.02 (2.4 GB) or 0.02_test
             (113 MB; the clips of 0.02 that Google's lists use for testing, to be split by `files`).
         files: list of the clips to use and their splits, one `split file` per line; empty: all clips, by the lists or
             the hash.
