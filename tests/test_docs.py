@@ -3,6 +3,7 @@ links lead somewhere, and the Python example runs."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from itertools import pairwise
@@ -13,7 +14,7 @@ import torch
 
 from src import config
 from src.datasets.prepare import DataSettings, prepare
-from src.registry import MODELS
+from src.registry import DEFENSES, MODELS
 from src.victims import checkpoint
 from tests.conftest import ROOT
 
@@ -40,10 +41,13 @@ def commands(path: Path) -> list[str]:
 
 
 COMMANDS = [(path.relative_to(ROOT), command) for path in [*PAGES, *STUDIES] for command in commands(path)]
-OPTIONS = {
-    "attack.py": ("--model", "--self-test"), "certify.py": ("--model",), "evaluate_model.py": ("--model", "--split"),
-    "experiments/certified.py": ("--stages", "--methods", "--report"),
-}  # fmt: skip
+
+
+def options_of(script: str) -> set[str]:
+    """The command-line options of a script: the keywords of its call of `cli.run`."""
+    calls = [node for node in ast.walk(ast.parse((ROOT / script).read_text())) if isinstance(node, ast.Call)]
+    (run,) = [call for call in calls if ast.unparse(call.func) == "cli.run"]
+    return {"--config", "--set", *(f"--{(keyword.arg or '').replace('_', '-')}" for keyword in run.keywords)}
 
 
 def test_pages_have_commands() -> None:
@@ -68,13 +72,15 @@ def test_command(path: Path, command: str) -> None:
         script = next(word for word in words if word.endswith(".py"))
         assert (ROOT / script).is_file()
         words = words[words.index(script) + 1 :]
-        options = {"--config", "--set", *OPTIONS.get(script, ())}
+        options = options_of(script)
         assert {word for word in words if word.startswith("--")} <= options, f"{script} has {sorted(options)}"
     for option, value in pairwise(words):
         if option == "--config":
             settings_file = value
-        if option == "--model":
-            assert value.startswith(tuple(MODELS.names())), value
+        if option in ("--model", "--judge"):
+            model, *defenses = value.split("+")
+            assert model.startswith(tuple(MODELS.names())), value
+            assert set(defenses) <= set(DEFENSES.names())
         if option == "--set":
             overrides.append(value.replace("=NAME", "=griffin_lim") if value.startswith("INVERSION") else value)
     if settings_file == "mine.ini":  # the reader's own

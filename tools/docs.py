@@ -3,6 +3,7 @@ whether they are in step."""
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -38,11 +39,11 @@ def reference() -> str:
     """docs/config.md: every section with its keys, then its components."""
     parts = [INTRODUCTION]
     for section, settings in config.SECTIONS.items():
-        first_line = (settings.__doc__ or "").split("\n")[0]
-        parts.append(f"## [{section}]\n\n{first_line}\n\n{table(config.keys_of_section(section))}")
+        summary = inspect.cleandoc(settings.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+        parts.append(f"## [{section}]\n\n{summary}\n\n{table(config.keys_of_section(section))}")
         registry = config.COMPONENTS.get(section)
         for name in registry.names() if registry else ():
-            keys = registry.keys(name)
+            keys = config.keys_of_section(f"{section}.{name}")
             parts.append(f"### [{section}.{name}]\n\n{registry.summary(name)}" + (f"\n\n{table(keys)}" if keys else ""))
     return "\n\n".join(parts) + "\n"
 
