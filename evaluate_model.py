@@ -31,21 +31,22 @@ def main(config: Config, args: argparse.Namespace) -> None:
         notes.append(selection.SYNTHETIC)
     table = []
     for model in models:
-        name = model.name
+        name, classes = model.name, model.victim.classes
+        labels = clips.relabeled(classes).labels
         logits = logits_of(model.victim, clips, device=device, seed=config.data.seed, title=name)
-        table.append({"model": name, **summarize(logits, clips.labels)})
-        counts = confusion(clips.labels, logits.argmax(1), len(clips.classes))
+        table.append({"model": name, **summarize(logits, labels)})
+        counts = confusion(labels, logits.argmax(1), len(classes))
         title = f"{name}, {split}"
-        by_class = per_class(counts, clips.classes)
+        by_class = per_class(counts, classes)
         results.write_table(folder / f"{name}.{split}.per_class.csv", by_class, f"Classes of {title}", notes)
         matrix = [
-            {"true": true} | dict(zip(clips.classes, row, strict=True))
-            for true, row in zip(clips.classes, counts.tolist(), strict=True)
+            {"true": true} | dict(zip(classes, row, strict=True))
+            for true, row in zip(classes, counts.tolist(), strict=True)
         ]
         results.write_table(folder / f"{name}.{split}.confusion.csv", matrix, f"Confusion matrix of {title}", notes)
         note = " (synthetic speech)" if clips.synthetic else ""
         plot = config.results.plot_dir / f"confusion.{name}.{split}.png"
-        figures.confusion(plot, counts.tolist(), clips.classes, title=f"{title}{note}")
+        figures.confusion(plot, counts.tolist(), classes, title=f"{title}{note}")
         print(f"{title}\n\n{results.markdown(by_class)}")
     results.write_table(folder / f"accuracy.{split}.csv", table, f"Accuracy, {split} split", notes)
     results.write_manifest(folder / f"{split}.manifest.json", {"config": config.text, "synthetic": clips.synthetic})

@@ -70,11 +70,11 @@ def test_weights_of_another_front_end_are_refused(tmp_path: Path) -> None:
 
 def test_data_of_another_kind_is_refused() -> None:
     own = victim()
-    with pytest.raises(ValueError, match="another classes"):
-        checkpoint.check_fits(own, Path("a.pt"), classes=["x"], sample_rate=16000, n_samples=16000)
+    with pytest.raises(ValueError, match="another clip length"):
+        checkpoint.check_fits(own, Path("a.pt"), sample_rate=16000, n_samples=8000)
     with pytest.raises(ValueError, match="another sample rate"):
-        checkpoint.check_fits(own, Path("a.pt"), classes=["a", "b", "c"], sample_rate=8000, n_samples=16000)
-    checkpoint.check_fits(own, Path("a.pt"), classes=["a", "b", "c"], sample_rate=16000, n_samples=16000)
+        checkpoint.check_fits(own, Path("a.pt"), sample_rate=8000, n_samples=16000)
+    checkpoint.check_fits(own, Path("a.pt"), sample_rate=16000, n_samples=16000)
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,3 +121,14 @@ def test_real_recordings_to_test_on_only(
     assert rows(results / "evaluate" / "accuracy.test.csv")[0]["n"] == "8"
     assert len(rows(results / "attack" / "rows.csv")) == 2 * 2  # FGSM and its control
     assert len(rows(results / "certify" / "m.waveform.0.01.rows.csv")) == 2
+
+
+def test_labels_in_the_order_of_a_model(clips: store.Clips) -> None:
+    shuffled = ("down", "extra", *WORDS[:3])
+    moved = clips.relabeled(shuffled)
+    assert moved.classes == shuffled
+    assert [moved.classes[k] for k in moved.labels] == [clips.classes[k] for k in clips.labels]
+    assert moved.ids == clips.ids
+    assert clips.relabeled(WORDS) is clips
+    with pytest.raises(ValueError, match=r"does not know the class 'no' \(its classes: yes, up, down\)"):
+        clips.relabeled(("yes", "up", "down"))

@@ -279,3 +279,30 @@ def test_a_threat_uses_the_mask_of_its_stage(victim: Victim, clips: Clips) -> No
     threat = crafter.threat(x, z, valid, "pgd", Budget(0.1))
     assert threat.mask.shape == (16, 1, z.shape[-1])
     assert 0.5 < float(threat.mask.float().mean()) < 0.75
+
+
+def test_a_judge_with_classes_in_another_order_gives_the_labels_of_the_attacked_model(
+    victim: Victim, clips: Clips
+) -> None:
+    class Reordered(torch.nn.Module):
+        def __init__(self, classifier: torch.nn.Module):
+            super().__init__()
+            self.classifier = classifier
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits = self.classifier(x)
+            impossible = torch.full_like(logits[:, :1], -1e9)
+            return torch.cat([logits[:, [2]], impossible, logits[:, [0, 3, 1]]], 1)
+
+    names = [clips.classes[k] for k in (2, 0, 3, 1)]
+    other = Victim(
+        list(victim.stages),  # type: ignore[arg-type]
+        Reordered(victim.classifier),  # type: ignore[arg-type]
+        classes=[names[0], "extra", *names[1:]], sample_rate=victim.sample_rate, n_samples=victim.n_samples,
+    )  # fmt: skip
+    expected = Judge(victim, torch.device("cpu")).labels(clips, clips.classes)
+    assert Judge(other, torch.device("cpu")).labels(clips, clips.classes) == expected
+    # A class that the attacked model does not know is a label of its own, no label of another class and no NaN.
+    few = clips.classes[:2]
+    labels = Judge(victim, torch.device("cpu")).labels(clips, few)
+    assert [k if k < 2 else len(few) + k for k in expected] == labels

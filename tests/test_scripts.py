@@ -281,3 +281,54 @@ def test_help_lists_the_sections_that_are_read(
     args = [part for override in [*SMALL[script], "RESULTS.results_dir=read"] for part in ("--set", override)]
     assert call(workspace, monkeypatch, script, *args) == 0
     assert set(re.findall(r"^\[(\w+)\]$", text, re.M)) == sections_read
+
+
+def test_data_with_other_class_order_or_fewer_classes(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of a clip do not depend on which other classes the prepared data have, nor on their order."""
+    by_id: dict[str, dict[str, dict[str, dict[str, str]]]] = {}
+    keys = ["DATA.n_test=100", "ATTACK.names=pgd", "ATTACK.eps=0.001", "ATTACK.checks=0", "ATTACK.wavs=0"]
+    keys += ["ATTACK.targeted=yes", "ATTACK.speech=no", "CERTIFY.attack_clips=0", "CERTIFY.batch_size=64"]
+    common = [argument for key in keys for argument in ("--set", key)]
+    for name, words in (("same", WORDS), ("shuffled", ("down", "yes", "up", "no")), ("subset", ("up", "yes"))):
+        data = ["--set", f"DATA.include_dirs={','.join(words)}", "--set", f"DATA.data_dir=clips.{name}"]
+        data += ["--set", f"RESULTS.results_dir=results.{name}", "--set", f"RESULTS.plot_dir=plots.{name}"]
+        for script in ("prepare_dataset.py", "evaluate_model.py", "attack.py", "certify.py"):
+            assert call(workspace, monkeypatch, script, *data, *common) == 0
+        folder = workspace / f"results.{name}"
+        by_id[name] = {
+            "attack": {row["id"] + row["attack"]: row for row in rows(folder / "attack" / "rows.csv")},
+            "certify": {row["id"]: row for row in rows(next((folder / "certify").glob("*.waveform.0.01.rows.csv")))},
+            "class": {row["class"]: row for row in rows(next((folder / "evaluate").glob("*.per_class.csv")))},
+            "accuracy": {"": rows(folder / "evaluate" / "accuracy.test.csv")[0]},
+        }
+    same, subset = by_id["same"], by_id["subset"]
+    assert len(same["attack"]) == 2 * len(same["certify"]) > 0
+    assert {row["target"] for row in subset["attack"].values()} - {"0", "2"}  # targets of the model, not of the data
+    exact = ("label", "target", "prediction", "correct", "prediction_wav", "success_wav", "predict", "radius", "recall")
+    for other in ("shuffled", "subset"):
+        for table, of in by_id[other].items():
+            if other == "shuffled":
+                assert of.keys() == same[table].keys()
+            for key, row in of.items():
+                if other == "shuffled" or table in ("attack", "certify"):
+                    kept = [column for column in row if column in exact or (table == "accuracy" and column != "model")]
+                    assert kept
+                    assert {c: row[c] for c in kept} == {c: same[table][key][c] for c in kept}
+    for word, row in subset["class"].items():
+        assert (row["support"] == "0") == (word not in ("up", "yes"))
+        if row["support"] != "0":
+            assert row["recall"] == same["class"][word]["recall"]
+
+
+def test_data_with_a_class_that_the_model_does_not_know(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workspace / "more").mkdir()
+    for word, source in (("yes", "yes"), ("cat", "no")):
+        (workspace / "more" / word).symlink_to(workspace / "wavs" / source)
+    data = ["--set", "DATA.include_dirs=yes,cat", "--set", "DATA.data_dir=clips.more"]
+    assert call(workspace, monkeypatch, "prepare_dataset.py", *data, "--set", "DATA.folder.source_dir=more") == 0
+    for script in ("evaluate_model.py", "attack.py", "certify.py"):
+        assert call(workspace, monkeypatch, script, *data) == 2
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert "does not know the class 'cat' (its classes: yes, no, up, down)" in message

@@ -109,7 +109,8 @@ class AttackCommand:
             "name": name, "eps": str(eps or "inf"),
         }  # fmt: skip
         run = f"{name}_{eps or 'inf'}_{fingerprint(facts)}".replace(" ", "")
-        return CraftedStore(self.folder / "crafted" / model.name / run, self.clips, facts, self.members.rank)
+        clips = self.clips.relabeled(model.victim.classes)
+        return CraftedStore(self.folder / "crafted" / model.name / run, clips, facts, self.members.rank)
 
     def collect(self, attacked: AttackedModel, rows: results.RowFile) -> list[tuple[str, ...]]:
         """Craft what is not in the stores yet, judge it on the model itself, and write the rows that are missing;
@@ -167,7 +168,7 @@ class AttackCommand:
         delta = x_adv - x
         for what, waveform in (("original", x), ("adversarial", x_adv), ("perturbation", delta)):
             results.write_wav(folder / f"{name}.{what}.wav", waveform, clips.sample_rate)
-        word = [*clips.classes, "undefined"]
+        word = [*adversarial.classes, "undefined"]
         aim = f", target '{word[row['target']]}'" if row["target"] >= 0 else ""
         panels = [
             (f"original: '{word[row['label']]}', heard '{word[row['prediction']]}'", x),

@@ -40,7 +40,8 @@ class CertificationRun:
         members: Team,
     ):
         self.config, self.settings, self.members = config, config.certify, members
-        self.model, self.victim, self.shaped, self.clips = model.name, model.victim, shaped, clips
+        self.model, self.victim, self.shaped = model.name, model.victim, shaped
+        self.clips = clips = clips.relabeled(model.victim.classes)
         self.row_of = {number: i for i, number in enumerate(idx)}
         self.device = choose_device(config.training.use_cuda)
         self.frozen = model.victim.to(self.device).frozen()

@@ -58,9 +58,11 @@ def models(
     trained = []
     for path in paths:
         victim, facts = checkpoint.load(path)
-        checkpoint.check_fits(
-            victim, path, classes=clips.classes, sample_rate=clips.sample_rate, n_samples=clips.n_samples
-        )
+        checkpoint.check_fits(victim, path, sample_rate=clips.sample_rate, n_samples=clips.n_samples)
+        try:
+            clips.relabeled(victim.classes)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         trained.append(Trained(path.stem, sha256_of(path), behind(victim, wanted, path), facts))
     return trained
 

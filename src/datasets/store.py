@@ -92,6 +92,20 @@ class Clips:
             tags={name: tuple(values[i] for i in rows) for name, values in self.tags.items()},
         )
 
+    def relabeled(self, classes: Sequence[str]) -> Clips:
+        """The same clips with labels that count in `classes`, those of a model, in its order.
+
+        Raises:
+            ValueError: one of the present classes is not among them.
+        """
+        if self.classes == tuple(classes):
+            return self
+        unknown = [name for name in self.classes if name not in classes]
+        if unknown:
+            raise ValueError(f"the model does not know the class '{unknown[0]}' (its classes: {', '.join(classes)})")
+        position = torch.tensor([list(classes).index(name) for name in self.classes])
+        return replace(self, labels=position[self.labels], classes=tuple(classes))
+
 
 def description(data_dir: Path) -> dict[str, Any]:
     """The content of dataset.json; `splits` names the splits of the store.

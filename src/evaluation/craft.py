@@ -127,7 +127,8 @@ class Crafter:
 
     def load(self, clips: Clips) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(waveforms, valid samples, labels, representation) on the device."""
-        x, valid, y = (part.to(self.device) for part in (clips.waveforms(), clips.valid(), clips.labels))
+        labels = clips.relabeled(self.victim.classes).labels
+        x, valid, y = (part.to(self.device) for part in (clips.waveforms(), clips.valid(), labels))
         with torch.no_grad():
             return x, valid, y, once(self.head, x, self.streams(clips.ids, "head"))
 

@@ -42,13 +42,17 @@ class Judge:
     def __init__(self, victim: Victim, device: torch.device, *, seed: int = 0, batch_size: int = 64):
         self.victim, self.device, self.seed, self.batch_size = victim.to(device).eval(), device, seed, batch_size
 
-    def labels(self, clips: Clips) -> list[int]:
-        """The model's labels of clips, -1 where its logits are not finite numbers."""
+    def labels(self, clips: Clips, classes: Sequence[str]) -> list[int]:
+        """The model's labels of clips as positions in `classes`, those of another model perhaps: -1 where its logits
+        are not finite numbers, len(classes) and more for a class that is not among them."""
+        order = list(classes)
+        position = [order.index(c) if c in order else len(order) + k for k, c in enumerate(self.victim.classes)]
         labels: list[int] = []
         for part in torch.arange(len(clips)).split(self.batch_size):  # type: ignore[no-untyped-call]
             batch = clips.select(part)
             rng = RandomStreams(self.seed, batch.ids, "judge")
-            labels += predicted_labels(self.victim, batch.waveforms().to(self.device), rng).tolist()
+            predicted = predicted_labels(self.victim, batch.waveforms().to(self.device), rng).tolist()
+            labels += [position[label] if label >= 0 else label for label in predicted]
         return labels
 
     def rows(
@@ -62,14 +66,14 @@ class Judge:
         """One row per crafted clip, without the columns model, checkpoint, judge and wav.
 
         Args:
-            crafted: as read from a store of crafted clips.
+            crafted: as read from a store of crafted clips; labels count in its classes, those of the attacked model.
             facts: of each of them.
             targeted: whether a success is the target instead of any error.
             clean: the original clips in the same order where this model is not the one they were crafted on; its
                 stage and audio columns are then undefined.
         """
-        predictions = [fact["prediction"] for fact in facts] if clean is None else self.labels(clean)
-        for fact, prediction, on_wav in zip(facts, predictions, self.labels(crafted), strict=True):
+        predictions = [fact["prediction"] for fact in facts] if clean is None else self.labels(clean, crafted.classes)
+        for fact, prediction, on_wav in zip(facts, predictions, self.labels(crafted, crafted.classes), strict=True):
             row = {**fact, "prediction": prediction, "correct": prediction == fact["label"], "prediction_wav": on_wav}
             del row["length"]
             for place in ("stage", "audio", "wav"):

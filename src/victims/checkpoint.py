@@ -172,14 +172,13 @@ def load(path: Path) -> tuple[Victim, dict[str, Any]]:
     return victim.eval(), content["facts"]
 
 
-def check_fits(victim: Victim, path: Path, *, classes: Sequence[str], sample_rate: int, n_samples: int) -> None:
+def check_fits(victim: Victim, path: Path, *, sample_rate: int, n_samples: int) -> None:
     """Refuse to use a model on data it was not built for.
 
     Raises:
         ValueError: names what differs.
     """
     for what, own, given in (
-        ("classes", victim.classes, tuple(classes)),
         ("sample rate", victim.sample_rate, sample_rate),
         ("clip length in samples", victim.n_samples, n_samples),
     ):
