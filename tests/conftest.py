@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +105,84 @@ def trained_net(many_clips: Clips) -> tuple[torch.nn.Module, torch.Tensor, torch
         right = (frozen(x).argmax(1) == y).nonzero().flatten()
     chosen = right[:: max(1, len(right) // 16)][:16]
     return frozen, x[chosen], y[chosen]
+
+
+CONFIG = """[DATA]
+source = folder
+data_dir = clips
+include_dirs = yes, no, up, down
+n_test = 6
+[DATA.folder]
+source_dir = wavs
+[MODEL]
+names = resnet
+[MODEL.resnet]
+widths = 8, 16, 24
+[FRONTEND.log_mel]
+hop_length = 320
+n_mels = 40
+normalize = band_mean
+[TRAINING]
+epochs = 20
+learning_rate = 0.01
+batch_size = 16
+[ATTACK]
+names = fgsm, pgd
+eps = 0.001, 20 dB
+wavs = 2
+checks = 4
+[ATTACK.pgd]
+steps = 5
+[CERTIFY]
+sigma = 0.01
+n0 = 20
+n = 100
+attack_steps = 2
+attack_n = 100
+"""
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with wavs and a config, prepared and trained by the scripts."""
+    folder = tmp_path_factory.mktemp("work")
+    samples, labels, ids = recordings(12)
+    for clip, label, name in zip(samples, labels, ids, strict=True):
+        path = folder / "wavs" / WORDS[label] / f"speaker{name.split('/')[1]}_nohash_0.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, clip, SAMPLE_RATE, subtype="PCM_16")
+    (folder / "config.ini").write_text(CONFIG)
+    for script in ("prepare_dataset.py", "train_model.py"):
+        done = shell(folder, script)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def shell(folder: Path, script: str, *args: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    """Run a script from its own process, in `folder`."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *args],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **kwargs,  # type: ignore[call-overload]
+    )
+
+
+def call(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str, *args: str) -> int:
+    """Run a script inside this process (quick); its exit code."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [script, *args])
+    try:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))

@@ -12,6 +12,7 @@ LAYERS = (
     {"commands"},
     {"cli"},
     {"config"},
+    {"api"},
     {"training", "evaluation", "output"},
     {"attacks", "inversion", "defenses", "models", "smoothing", "datasets"},
     {"stages"},

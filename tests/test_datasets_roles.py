@@ -16,8 +16,7 @@ from src.datasets.source import Audio, Corpus, Recording, Sound
 from src.datasets.splits import seeded_split
 from src.registry import DATASETS
 from src.victims import checkpoint
-from tests.conftest import WORDS
-from tests.test_scripts import call, rows
+from tests.conftest import WORDS, call, rows
 
 ROLES = ("background", "enrolment", "imposter", "test")
 

@@ -3,12 +3,10 @@ mistake a person makes: one clear line, exit code 2, nothing lost."""
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -21,93 +19,16 @@ import pytest
 import soundfile
 
 from src import config
-from tests.conftest import ROOT, SAMPLE_RATE, WORDS, recordings
-
-CONFIG = """[DATA]
-source = folder
-data_dir = clips
-include_dirs = yes, no, up, down
-n_test = 6
-[DATA.folder]
-source_dir = wavs
-[MODEL]
-names = bc_resnet
-[FRONTEND.log_mel]
-hop_length = 320
-n_mels = 40
-[TRAINING]
-epochs = 3
-learning_rate = 0.01
-batch_size = 16
-[ATTACK]
-names = fgsm, pgd
-eps = 0.001, 20 dB
-wavs = 2
-checks = 4
-[ATTACK.pgd]
-steps = 5
-[CERTIFY]
-sigma = 0.01
-n0 = 20
-n = 100
-attack_steps = 2
-attack_n = 100
-"""
-
-
-@pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with wavs and a config, prepared and trained by the scripts."""
-    folder = tmp_path_factory.mktemp("work")
-    samples, labels, ids = recordings(12)
-    for clip, label, name in zip(samples, labels, ids, strict=True):
-        path = folder / "wavs" / WORDS[label] / f"speaker{name.split('/')[1]}_nohash_0.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, clip, SAMPLE_RATE, subtype="PCM_16")
-    (folder / "config.ini").write_text(CONFIG)
-    for script in ("prepare_dataset.py", "train_model.py"):
-        done = shell(folder, script)
-        assert done.returncode == 0, done.stderr
-    return folder
-
-
-def shell(folder: Path, script: str, *args: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
-    """Run a script from its own process, in `folder`."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *args],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        **kwargs,  # type: ignore[call-overload]
-    )
-
-
-def call(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str, *args: str) -> int:
-    """Run a script inside this process (quick); its exit code."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", [script, *args])
-    try:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
+from tests.conftest import ROOT, call, rows
 
 
 def test_second_run_does_the_work_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.stat().st_mtime_ns for path in (workspace / "clips").iterdir()}
-    model = (workspace / "data/models/bc_resnet.pt").read_bytes()
+    model = (workspace / "data/models/resnet.pt").read_bytes()
     assert call(workspace, monkeypatch, "prepare_dataset.py") == 0
     assert call(workspace, monkeypatch, "train_model.py") == 0
     assert {path: path.stat().st_mtime_ns for path in (workspace / "clips").iterdir()} == before
-    assert (workspace / "data/models/bc_resnet.pt").read_bytes() == model
+    assert (workspace / "data/models/resnet.pt").read_bytes() == model
 
 
 def test_evaluate(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,7 +131,7 @@ MISTAKES = [
     ("train_model.py", ["--set", "TRAINING.epoch=1"], "did you mean 'epochs'"),
     ("train_model.py", ["--set", "DATA.data_dir=nowhere"], "prepare_dataset.py"),
     ("train_model.py", ["--set", "MODEL.names=cmn"], "did you mean 'cnn'"),
-    ("evaluate_model.py", ["--model", "nothing"], "trained models there: bc_resnet"),
+    ("evaluate_model.py", ["--model", "nothing"], "trained models there: resnet"),
     ("evaluate_model.py", ["--split", "tset"], "test"),
     ("attack.py", ["--set", "ATTACK.stage=meld"], "no representation 'meld'"),
     ("attack.py", ["--set", "ATTACK.eps=-1"], "budget"),

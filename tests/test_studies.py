@@ -20,8 +20,7 @@ from src import config
 from src.datasets.store import Clips
 from src.victims import checkpoint
 from src.victims.victim import Victim
-from tests.conftest import ROOT
-from tests.test_scripts import call
+from tests.conftest import ROOT, call
 
 STUDIES = sorted(path.stem for path in (ROOT / "experiments").glob("*.ini"))
 SMALL = [

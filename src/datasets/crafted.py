@@ -171,5 +171,9 @@ def read_clips(folder: Path, ids: Sequence[str] | None = None) -> tuple[Clips, l
         facts["sample_rate"],
         facts["synthetic"],
         facts["source"],
+        {
+            tag: tuple(entry.facts["tags"][tag] for entry in chosen)
+            for tag in (chosen[0].facts["tags"] if chosen else ())
+        },
     )
     return clips, [entry.facts for entry in chosen]

@@ -34,7 +34,7 @@ class CraftedClip:
 
     Attributes:
         samples: int16 [time], as a wav would hold them.
-        facts: plain values: the attack's own columns of a row, and id, label and length of the clip.
+        facts: plain values: the attack's own columns of a row, and id, label, length and tags of the clip.
     """
 
     samples: np.ndarray
@@ -184,7 +184,8 @@ class Crafter:
         shared = {"attack": name, "eps": str(eps) if eps else "inf", "stage": self.settings.stage, "norm": threat.norm}
         for i, example in enumerate(ids):
             values = {column: column_values[i] for column, column_values in lists.items()}
-            yield CraftedClip(samples[i], {"id": example, **shared, "seconds": seconds, **values})
+            tags = {tag: tag_values[i] for tag, tag_values in clips.tags.items()}
+            yield CraftedClip(samples[i], {"id": example, **shared, "seconds": seconds, "tags": tags, **values})
 
     def targets(self, y: Tensor, ids: tuple[str, ...]) -> Tensor:
         """A random other label per clip, [batch]."""

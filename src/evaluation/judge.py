@@ -75,7 +75,7 @@ class Judge:
         predictions = [fact["prediction"] for fact in facts] if clean is None else self.labels(clean, crafted.classes)
         for fact, prediction, on_wav in zip(facts, predictions, self.labels(crafted, crafted.classes), strict=True):
             row = {**fact, "prediction": prediction, "correct": prediction == fact["label"], "prediction_wav": on_wav}
-            del row["length"]
+            del row["length"], row["tags"]
             for place in ("stage", "audio", "wav"):
                 row[f"success_{place}"] = succeeds(row, place, targeted)
             if clean is not None:
