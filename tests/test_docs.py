@@ -10,12 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 
 from src import config
-from src.datasets.prepare import DataSettings, prepare
 from src.registry import DEFENSES, MODELS
-from src.victims import checkpoint
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "experiments/subsets/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -110,22 +107,3 @@ def test_config_of_your_data_is_valid(tmp_path: Path) -> None:
     path = tmp_path / "mine.ini"
     path.write_text(re.sub("^    ", "", block[0], flags=re.M))
     assert config.load(path).data.source == "folder"
-
-
-def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On an untrained tiny model and a few synthetic clips in place of those that the demo makes."""
-    settings = config.load(ROOT / "config.ini").data
-    data = DataSettings(data_dir=tmp_path / settings.data_dir, include_dirs=("no", "yes"))
-    prepare(data, {"train": 2, "validation": 2, "test": 8})
-    torch.manual_seed(0)
-    victim = checkpoint.build(
-        model="resnet", model_options={"widths": (4, 8)}, front_end_options={"normalize": "band_mean"},
-        classes=("no", "yes"), sample_rate=settings.sample_rate, n_samples=settings.sample_rate,
-    )  # fmt: skip
-    checkpoint.save(tmp_path / "data/models/resnet.pt", victim, {})
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    example = re.search(r"<!-- python example -->\s*```python\n(.*?)```", readme, re.S)
-    assert example
-    monkeypatch.chdir(tmp_path)
-    exec(compile(example[1], "README.md", "exec"), {})
-    assert list(tmp_path.glob("*.wav"))
