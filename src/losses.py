@@ -1,5 +1,5 @@
 """Objectives of attacks. Each maps logits [batch, classes] and labels [batch] to one value per example, [batch],
-that an attack climbs: larger is nearer to success. With `targeted`, y holds the wanted labels."""
+that an attack maximizes: larger is nearer to success. With `targeted`, y holds the target labels."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ LossName = Literal["cross_entropy", "margin", "dlr"]
 
 
 def cross_entropy(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
-    """Cross-entropy of the label (climbed), or minus that of the target."""
+    """Cross-entropy of the label, or minus that of the target."""
     loss = F.cross_entropy(logits, y, reduction="none")
     return -loss if targeted else loss
 
 
 def margin(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
-    """Best other logit minus the label's (positive exactly when untargeted success), or the target's minus the
-    best other (positive exactly when targeted success). Any sign of logits is fine (Carlini and Wagner 2017)."""
-    own = logits.gather(1, y[:, None]).squeeze(1)
+    """Largest other logit minus that of the label, or logit of the target minus the largest other; positive exactly
+    when the attack succeeds, whatever the sign of the logits (Carlini and Wagner 2017)."""
+    label_logit = logits.gather(1, y[:, None]).squeeze(1)
     other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
-    return own - other if targeted else other - own
+    return label_logit - other if targeted else other - label_logit
 
 
 def dlr(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
-    """Difference of logits ratio (Croce and Hein 2020): the margin over the distance from the first to the third
-    largest logit, so that scaling the logits changes nothing. Targeted: over first minus mean of third and fourth.
+    """Difference of logits ratio (Croce and Hein 2020): the margin over the difference of the largest and third largest
+    logit, which makes it invariant to scaling. Targeted: over the largest minus the mean of third and fourth.
 
     Raises:
         ValueError: fewer than 3 classes (4 when targeted).
     """
-    needed = 4 if targeted else 3
-    if logits.shape[1] < needed:
-        raise ValueError(f"the DLR loss needs at least {needed} classes, this model has {logits.shape[1]}")
+    n_needed = 4 if targeted else 3
+    if logits.shape[1] < n_needed:
+        raise ValueError(f"the DLR loss needs at least {n_needed} classes, this model has {logits.shape[1]}")
     top = logits.sort(1, descending=True).values
     scale = top[:, 0] - ((top[:, 2] + top[:, 3]) / 2 if targeted else top[:, 2])
     return margin(logits, y, targeted) / (scale + 1e-12)
@@ -57,6 +57,6 @@ LOSSES: dict[LossName, Callable[[Tensor, Tensor, bool], Tensor]] = {
 
 
 def fooled(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
-    """Whether the attack has succeeded, [batch] bool. NaN logits are no success."""
-    same = logits.argmax(1) == y
-    return (same if targeted else ~same) & ~logits.isnan().any(1)
+    """Whether the attack has succeeded, [batch] bool. NaN logits count as failures."""
+    is_y = logits.argmax(1) == y
+    return (is_y if targeted else ~is_y) & ~logits.isnan().any(1)

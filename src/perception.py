@@ -1,7 +1,7 @@
-"""How far an adversarial waveform is from the clean one, as numbers: level ratios, spectral distance, PESQ, STOI, and
-the psychoacoustic masking threshold of Qin et al. 2019 ("Imperceptible, robust, and targeted adversarial examples").
+"""Perceptual distance between an adversarial and a clean waveform: level ratios, spectral distance, PESQ, STOI, and the
+psychoacoustic masking threshold of Qin et al. 2019 ("Imperceptible, robust, and targeted adversarial examples").
 
-Every measure takes x and x_adv, [batch, time] in [-1, 1], and yields [batch]."""
+Every measure takes x and x_adv, [batch, time] in [-1, 1], and returns [batch]."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 QUANTUM = 1 / 32768
-"""One step of a 16-bit wav."""
+"""Quantization step of a 16-bit wav."""
 
 
 def snr(x: Tensor, x_adv: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def snr(x: Tensor, x_adv: Tensor) -> Tensor:
 
 
 def db_x(x: Tensor, x_adv: Tensor) -> Tensor:
-    """Peak of the perturbation against the peak of x, dB (Carlini and Wagner 2018); negative is quieter, -inf none."""
+    """Peak of the perturbation relative to the peak of x, dB (Carlini and Wagner 2018); -inf without perturbation."""
     return -_ratio_db(x.abs().amax(1).square(), (x_adv - x).abs().amax(1).square())
 
 
@@ -40,30 +40,30 @@ def si_sdr(x: Tensor, x_adv: Tensor) -> Tensor:
 def seg_snr(x: Tensor, x_adv: Tensor, sample_rate: int) -> Tensor:
     """Segmental SNR, dB: the mean over frames of 30 ms (Hann, 75 % overlap) of each frame's SNR within [-10, 35].
 
-    Frames of x more than 40 dB below its loudest are silence and skipped; NaN where x is silent throughout."""
+    Frames of x more than 40 dB below its loudest frame are silence and are skipped; NaN where all of x is silent."""
     length = round(0.03 * sample_rate)
     signal, noise = (_frames(y, length, length // 4).square().sum(-1) for y in (x, x_adv - x))
-    spoken = (signal > 1e-4 * signal.amax(1, keepdim=True)) & (signal > 0)
+    audible = (signal > 1e-4 * signal.amax(1, keepdim=True)) & (signal > 0)
     level = _ratio_db(signal, noise).clamp(-10, 35)
-    return torch.where(spoken, level, 0).sum(1) / spoken.sum(1)
+    return torch.where(audible, level, 0).sum(1) / audible.sum(1)
 
 
 def lsd(x: Tensor, x_adv: Tensor, sample_rate: int) -> Tensor:
     """Log-spectral distance, dB: the mean over frames of the root mean square over bins of the difference of the two
-    log power spectra (Hann of about 32 ms, 75 % overlap). Bins under the rounding noise of 16 bits are raised to it.
+    log power spectra (Hann of about 32 ms, 75 % overlap). Bins below the rounding noise of 16 bits are raised to it.
     0 for equal signals, 20 for a gain of 10."""
     length = 2 ** round(math.log2(0.032 * sample_rate))
     floor = QUANTUM**2 / 12 * float(torch.hann_window(length).square().sum())
-    clean, other = (
+    clean, adversarial = (
         10 * torch.fft.rfft(_frames(y, length, length // 4)).abs().square().clamp_min(floor).log10() for y in (x, x_adv)
     )
-    return (clean - other).square().mean(-1).sqrt().mean(-1)
+    return (clean - adversarial).square().mean(-1).sqrt().mean(-1)
 
 
 def pesq(x: Tensor, x_adv: Tensor, sample_rate: int) -> Tensor:
     """Perceptual evaluation of speech quality, MOS-LQO: wide band (P.862.2) at 16 kHz, narrow band at 8 kHz.
 
-    NaN at other rates, for clips under 0.25 s, and where the model finds no utterance."""
+    NaN at other rates, for clips shorter than 0.25 s, and where PESQ detects no utterance."""
     mode = {16000: "wb", 8000: "nb"}.get(sample_rate)
     if mode is None or x.shape[1] < sample_rate / 4:
         return torch.full((len(x),), math.nan)
@@ -71,12 +71,12 @@ def pesq(x: Tensor, x_adv: Tensor, sample_rate: int) -> Tensor:
 
 
 def stoi(x: Tensor, x_adv: Tensor, sample_rate: int) -> Tensor:
-    """Short-time objective intelligibility (Taal et al. 2011), about 0 to 1. NaN where under about 0.4 s is speech."""
+    """Short-time objective intelligibility (Taal et al. 2011), about 0 to 1. NaN below about 0.4 s of speech."""
     return torch.tensor([_stoi(a, b, sample_rate) for a, b in zip(_arrays(x), _arrays(x_adv), strict=True)])
 
 
 def measure(x: Tensor, x_adv: Tensor, sample_rate: int, speech: bool) -> dict[str, Tensor]:
-    """snr, db_x, seg_snr, lsd, pesq and stoi, each [batch]; pesq and stoi are NaN unless it is `speech`."""
+    """snr, db_x, seg_snr, lsd, pesq and stoi, each [batch]; pesq and stoi are NaN unless `speech`."""
     nan = torch.full((len(x),), math.nan)
     return {
         "snr": snr(x, x_adv),
@@ -89,7 +89,7 @@ def measure(x: Tensor, x_adv: Tensor, sample_rate: int, speech: bool) -> dict[st
 
 
 FULL_SCALE_DB = 96.0
-"""Level that the loudest bin of a clip is given on the psychoacoustic scale."""
+"""Level of the loudest bin of a clip on the psychoacoustic scale, dB."""
 
 
 def bark(frequency: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def power_level(x: Tensor, n_fft: int = 2048) -> Tensor:
 
 
 def masking_threshold(x: Tensor, sample_rate: int, n_fft: int = 2048) -> tuple[Tensor, Tensor]:
-    """What a perturbation may reach unheard beside x [batch, time].
+    """Level below which a perturbation is masked by x [batch, time] and inaudible.
 
     Returns:
         threshold [batch, frames, bins], dB, and shift [batch], dB: a perturbation's `power_level` plus the shift is on
@@ -123,33 +123,33 @@ def masking_threshold(x: Tensor, sample_rate: int, n_fft: int = 2048) -> tuple[T
     frequency = torch.arange(n_fft // 2 + 1, dtype=x.dtype, device=x.device) * (sample_rate / n_fft)
     position, quiet = bark(frequency), threshold_in_quiet(frequency)
 
-    # Maskers: local maxima, with the power of their neighbors, above the threshold in quiet.
+    # Maskers: local maxima above the threshold in quiet, with the power of both neighbors added.
     inner = level[..., 1:-1]
     peak = (inner > level[..., :-2]) & (inner > level[..., 2:])
     power = 10 * (10 ** (level / 10)).unfold(-1, 3, 1).sum(-1).log10()
     power = torch.where(peak & (inner > quiet[1:-1]), power, -math.inf).flatten(0, 1)
     row, bin_ = _strongest(power, position[1:-1]).nonzero(as_tuple=True)
 
-    # Each raises the threshold around it by two slopes in Bark; the powers add up.
-    masker, at = power[row, bin_, None], position[1:-1][bin_, None]
-    distance = position - at
+    # Each masker raises the threshold around it by two slopes on the Bark scale; the powers add up.
+    masker, masker_position = power[row, bin_, None], position[1:-1][bin_, None]
+    distance = position - masker_position
     upper = -27 + 0.37 * (masker - 40).clamp_min(0)
     spread = torch.where(distance > 0, upper * distance, 27 * distance)
-    raised = 10 ** ((masker - 6.025 - 0.275 * at + spread) / 10)
+    raised = 10 ** ((masker - 6.025 - 0.275 * masker_position + spread) / 10)
     total = (10 ** (quiet / 10)).repeat(len(power), 1).index_add_(0, row, raised)
     return 10 * total.log10().view_as(level), shift
 
 
 def _strongest(power: Tensor, position: Tensor) -> Tensor:
-    """Which maskers of power [rows, bins] (-inf: none) no stronger one masks within 0.5 Bark."""
+    """The maskers of power [rows, bins] (-inf: no masker) that are the strongest within 0.5 Bark, [rows, bins] bool."""
     kept = power > -math.inf
     for offset in range(1, len(position)):
-        near = position[offset:] - position[:-offset] < 0.5
-        if not bool(near.any()):
+        neighbors = position[offset:] - position[:-offset] < 0.5
+        if not bool(neighbors.any()):
             break
         low, high = power[:, :-offset], power[:, offset:]
-        kept[:, :-offset] &= ~(near & (high > low))
-        kept[:, offset:] &= ~(near & (low >= high))
+        kept[:, :-offset] &= ~(neighbors & (high > low))
+        kept[:, offset:] &= ~(neighbors & (low >= high))
     return kept
 
 

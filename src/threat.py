@@ -1,4 +1,4 @@
-"""The threat model: norm, budget, bounds and mask, and the only place that projects."""
+"""The threat model: norm, budget, bounds and mask. Projections are implemented here and nowhere else."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def norm_of(delta: Tensor, norm: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Budget:
-    """A perturbation budget as a person writes it: in units of the attacked representation, or as an SNR in dB.
+    """A perturbation budget as the config gives it: in units of the attacked representation, or as an SNR in dB.
 
     >>> Budget.parse("0.002"), Budget.parse("30 dB")
     (Budget(value=0.002, is_snr=False), Budget(value=30.0, is_snr=True))
@@ -59,15 +59,15 @@ class Budget:
             value = math.nan
         is_snr = bool(match and match[2])
         if math.isnan(value) or (value < 0 and not is_snr):
-            raise ValueError(f"'{text}' is no budget: write a number >= 0, or an SNR such as '30 dB'")
+            raise ValueError(f"'{text}' is not a budget: write a number >= 0, or an SNR such as '30 dB'")
         return cls(value, is_snr)
 
     def __str__(self) -> str:
         return f"{self.value:g} dB" if self.is_snr else f"{self.value:g}"
 
     def eps(self, x: Tensor, norm: str, mask: Tensor | None = None) -> Tensor:
-        """The budget per example of x [batch, ...], [batch]. An SNR is met by the largest legal perturbation: of that
-        l2 norm, or (linf) with every unmasked entry at +-eps; l1 and l0 have no SNR.
+        """The budget per example of x [batch, ...], [batch]. An SNR is that of the largest legal perturbation: of the
+        l2 norm eps, or (linf) with every unmasked entry at +-eps. It is not defined for l1 and l0.
 
         Raises:
             ValueError: an SNR with l1 or l0.
@@ -88,14 +88,14 @@ Eps = Annotated[Budget, PlainValidator(Budget.parse)]
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """What an adversary may do to an input.
+    """The perturbations that an adversary may apply to an input.
 
     Attributes:
         norm: linf, l2, l1 or l0 of the perturbation.
         eps: the budget, in units of the attacked representation; a number or a tensor [batch];
             inf for minimum-norm attacks.
         bounds: lowest and highest legal value of the attacked representation.
-        mask: bool [batch or 1, ...], broadcastable to the input; False entries must not change. None: all may.
+        mask: bool [batch or 1, ...], broadcastable to the input; False entries must not change. None: all may change.
     """
 
     norm: str = "linf"
@@ -123,10 +123,11 @@ class ThreatModel:
         return replace(self, eps=eps, mask=mask)
 
     def masked(self, delta: Tensor) -> Tensor:
+        """delta [batch, ...] with zeros where the mask is False."""
         return delta if self.mask is None else delta * self.mask
 
     def clip(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """x_adv within the bounds, equal to x where the mask is False. An x outside the bounds may stay as it is."""
+        """x_adv within the bounds, and x where the mask is False. Unchanged entries may be outside the bounds."""
         low, high = self.bounds
         delta = self.masked(x_adv - x)
         out = x + delta
@@ -135,7 +136,7 @@ class ThreatModel:
         return out
 
     def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Lowest and highest legal value of every entry under linf, so that a loop projects with one in-place clamp."""
+        """Lowest and highest legal value of every entry under linf, [batch, ...] each: projection is then one clamp."""
         size = column(self.budgets(x), x).expand_as(x)
         if self.mask is not None:
             size = torch.where(self.mask, size, 0)
@@ -143,7 +144,7 @@ class ThreatModel:
         return (x - size).clamp_min_(low).minimum(x), (x + size).clamp_max_(high).maximum(x)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """The nearest point of the ball around x, then the bounds and the mask. x_adv, x: [batch, ...]."""
+        """Projection of x_adv onto the ball around x, then onto bounds and mask. x_adv, x: [batch, ...]."""
         delta = self.masked(x_adv - x)
         eps = self.budgets(x)
         size = column(eps, x)
@@ -158,7 +159,7 @@ class ThreatModel:
         return self.clip(x + delta, x)
 
     def ascent(self, gradient: Tensor) -> Tensor:
-        """The direction of unit norm that climbs fastest to first order, within the mask. [batch, ...]."""
+        """Steepest ascent direction of unit norm within the mask, to first order. [batch, ...]."""
         gradient = self.masked(gradient)
         if self.norm == "linf":
             return gradient.sign()
@@ -193,7 +194,7 @@ class ThreatModel:
 
 
 def _project_l1(delta: Tensor, eps: Tensor) -> Tensor:
-    """Onto the l1 ball (Duchi et al. 2008): shrink all magnitudes by one threshold found by sorting."""
+    """Projection onto the l1 ball (Duchi et al. 2008): soft thresholding, with the threshold found by sorting."""
     flat = delta.flatten(1)
     ordered = flat.abs().sort(1, descending=True).values
     excess = ordered.cumsum(1) - eps[:, None]
@@ -205,7 +206,7 @@ def _project_l1(delta: Tensor, eps: Tensor) -> Tensor:
 
 
 def _project_l0(delta: Tensor, eps: Tensor) -> Tensor:
-    """Keep the eps entries of largest magnitude."""
+    """Projection onto the l0 ball: keep the eps entries of largest magnitude."""
     flat = delta.flatten(1)
     order = flat.abs().argsort(1, descending=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(flat.shape[1], device=flat.device).expand_as(order))

@@ -40,9 +40,9 @@ def run(
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_targeted_apgd_is_exact_on_a_linear_model(norm: str) -> None:
     model, x, y = linear()
-    for share, wanted in ((0.98, False), (1.02, True)):
-        threat = ThreatModel(norm, nearest(model, x, y, norm) * share)
-        assert (fooled(model(run("apgd_targeted", model, x, y, threat)), y) == wanted).all(), share
+    for fraction, expected in ((0.98, False), (1.02, True)):
+        threat = ThreatModel(norm, nearest(model, x, y, norm) * fraction)
+        assert (fooled(model(run("apgd_targeted", model, x, y, threat)), y) == expected).all(), fraction
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -55,10 +55,10 @@ def test_apgd_between_two_classes(norm: str, loss: str, targeted: bool) -> None:
     model = lambda x: torch.stack([x @ w, -(x @ w), *3 * [0 * (x @ w) - 1e3]], 1)  # noqa: E731
     y = model(x).argmax(1)
     exact = (x @ w).abs() / norm_of(w[None], DUAL[norm])
-    aim = 1 - y if targeted else y
-    for share, wanted in ((0.98, False), (1.02, True)):
-        x_adv = run("apgd", model, x, aim, ThreatModel(norm, exact * share), targeted, loss=loss)
-        assert (fooled(model(x_adv), aim, targeted) == wanted).all(), share
+    goal_label = 1 - y if targeted else y
+    for fraction, expected in ((0.98, False), (1.02, True)):
+        x_adv = run("apgd", model, x, goal_label, ThreatModel(norm, exact * fraction), targeted, loss=loss)
+        assert (fooled(model(x_adv), goal_label, targeted) == expected).all(), fraction
 
 
 def curved() -> tuple[nn.Module, Tensor, Tensor]:
@@ -74,10 +74,10 @@ def test_restarts_and_the_best_point_never_lose(norm: str) -> None:
     threat = ThreatModel(norm, {"linf": 0.05, "l2": 0.2, "l1": 0.6}[norm])
     keys = {"early_exit": False, "steps": 30}
     loss = lambda x: LOSSES["cross_entropy"](net(x), y)  # noqa: E731
-    one, three = (run("apgd", net, x, y, threat, restarts=n, **keys) for n in (1, 3))
-    assert (loss(three) >= loss(one)).all()
-    assert (loss(one) > loss(x)).all()
-    assert threat.contains(one, x).all()
+    one_run, three_runs = (run("apgd", net, x, y, threat, restarts=n, **keys) for n in (1, 3))
+    assert (loss(three_runs) >= loss(one_run)).all()
+    assert (loss(one_run) > loss(x)).all()
+    assert threat.contains(one_run, x).all()
 
 
 def test_the_step_halves_where_the_loss_stalls() -> None:
@@ -95,31 +95,31 @@ def test_the_same_alone_and_in_a_batch(name: str) -> None:
     threat = ThreatModel("linf", torch.linspace(0.02, 0.2, BATCH, dtype=torch.float64))
     x_adv = run(name, net, x, y, threat, steps=20)
     for i in range(BATCH):
-        only = torch.tensor([i])
+        index = torch.tensor([i])
         alone = run(
-            name, net, x[only], y[only], threat.select(only), steps=20, streams=RandomStreams(0, [str(i)], name)
+            name, net, x[index], y[index], threat.select(index), steps=20, streams=RandomStreams(0, [str(i)], name)
         )
-        torch.testing.assert_close(alone, x_adv[only], rtol=0, atol=1e-9)
+        torch.testing.assert_close(alone, x_adv[index], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["apgd", "apgd_targeted"])
 def test_finished_examples_leave_the_batch(name: str) -> None:
     model, x, y = linear()
-    seen = []
-    counting = lambda x: seen.append(len(x)) or model(x)  # noqa: E731
+    batch_sizes = []
+    counting = lambda x: batch_sizes.append(len(x)) or model(x)  # noqa: E731
     eps = nearest(model, x, y, "linf") * torch.tensor([5.0, 5.0, 5.0, 5.0, 5.0, 0.5])
     run(name, counting, x, y, ThreatModel("linf", eps), steps=20)
-    assert seen[-1] == 1
-    assert sum(seen) < 0.6 * BATCH * len(seen)
+    assert batch_sizes[-1] == 1
+    assert sum(batch_sizes) < 0.6 * BATCH * len(batch_sizes)
 
 
 def test_two_classes_and_bad_keys() -> None:
     model, x, y = linear()
-    two = lambda x: model(x)[:, :2]  # noqa: E731
-    y = two(x).argmax(1)
-    assert fooled(two(run("apgd_targeted", two, x, y, ThreatModel("l2", 10.0))), y).all()
+    two_class_model = lambda x: model(x)[:, :2]  # noqa: E731
+    y = two_class_model(x).argmax(1)
+    assert fooled(two_class_model(run("apgd_targeted", two_class_model, x, y, ThreatModel("l2", 10.0))), y).all()
     with pytest.raises(ValueError, match="at least 3 classes"):
-        run("apgd", two, x, y, ThreatModel("l2", 1.0), loss="dlr")
+        run("apgd", two_class_model, x, y, ThreatModel("l2", 1.0), loss="dlr")
     with pytest.raises(ValueError, match="random_start"):
         run("apgd", model, x, y, ThreatModel("l2", 1.0), restarts=2, random_start=False)
 
@@ -133,11 +133,11 @@ def test_not_behind_art(norm: str, eps: float, trained_net: tuple[nn.Module, Ten
     estimator = PyTorchClassifier(
         net, nn.CrossEntropyLoss(), tuple(x.shape[1:]), 4, clip_values=(-1.0, 1.0), device_type="cpu"
     )
-    peer = art.AutoProjectedGradientDescent(
+    art_apgd = art.AutoProjectedGradientDescent(
         estimator, norm={"linf": "inf", "l2": 2}[norm], eps=eps, eps_step=2 * eps, max_iter=50, nb_random_init=1,
         loss_type="cross_entropy", verbose=False,
     )  # fmt: skip
-    theirs = torch.from_numpy(peer.generate(x.numpy(), y.numpy()))
+    theirs = torch.from_numpy(art_apgd.generate(x.numpy(), y.numpy()))
     ours = run("apgd", net, x, y, ThreatModel(norm, eps, (-1.0, 1.0)), steps=50)
     robust = lambda x: float((net(x).argmax(1) == y).float().mean())  # noqa: E731
     assert robust(ours) <= robust(theirs) + 1 / len(x)

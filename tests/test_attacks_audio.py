@@ -1,4 +1,4 @@
-"""Attacks made for audio: budgets in dB, bands, masking, playback, gains, one perturbation for all."""
+"""Attacks specific to audio: budgets in dB, bands, masking, playback, gains, universal perturbations."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.attacks.audio.over_the_air import padded, play, playback
+from src.attacks.audio.over_the_air import fft_length, play, playback
 from src.attacks.audio.psychoacoustic import Masking
 from src.attacks.controls.time_shuffled import shuffled
 from src.attacks.gradients.universal import _placed
 from src.datasets.store import FULL_SCALE, Clips, to_int16
-from src.evaluation import AttackSettings, Evaluation, with_options
+from src.evaluation import AttackSettings, Crafter, with_options
 from src.perception import snr
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS, INVERSIONS
@@ -86,9 +86,9 @@ def test_legal_and_repeatable(name: str, batch: tuple[Tensor, Tensor]) -> None:
 def test_the_batch_changes_nothing(name: str, batch: tuple[Tensor, Tensor]) -> None:
     x, y = batch
     threat = ThreatModel("linf", 0.02, (-1.0, 1.0))
-    whole = run(name, x, y, threat)
+    together = run(name, x, y, threat)
     alone = run(name, x[4:5], y[4:5], threat, ids=[4])
-    assert norm_of(whole[4:5] - alone, "l2") < 0.02 * norm_of(whole[4:5] - x[4:5], "l2")
+    assert norm_of(together[4:5] - alone, "l2") < 0.02 * norm_of(together[4:5] - x[4:5], "l2")
 
 
 @pytest.mark.parametrize("name", [n for n in AUDIO if n != "time_shuffled"])
@@ -103,9 +103,9 @@ def test_enough_budget_fools_and_none_does_not(name: str, batch: tuple[Tensor, T
     target = (y + 1) % 3
     threat = gains if name == "gain_mask" else ThreatModel("linf", 0.4, (-1.0, 1.0))
     keys = {"snr_db": -6.0} if name == "snr_pgd" else {}
-    found = Net()(run(name, x, target, threat, targeted=True, **keys)).argmax(1) == target
+    succeeded = Net()(run(name, x, target, threat, targeted=True, **keys)).argmax(1) == target
     # A band holds only one of the classes.
-    assert found[target == 1].all() if name == "band_limited" else found.all()
+    assert succeeded[target == 1].all() if name == "band_limited" else succeeded.all()
 
 
 def test_snr_budget_is_exact(batch: tuple[Tensor, Tensor]) -> None:
@@ -139,11 +139,11 @@ def test_nothing_outside_the_band(norm: str, inside: bool, batch: tuple[Tensor, 
     leak = 10 * (power[:, ~allowed].sum(1) / power[:, allowed].sum(1)).log10()
     assert (leak < -60).all(), leak
     torch.testing.assert_close(norm_of(x_adv - x, norm), x.new_full((6,), float(threat.eps)))
-    with pytest.raises(ValueError, match="no frequency"):
+    with pytest.raises(ValueError, match="no DFT frequency"):
         run("band_limited", x, y, threat, low_hz=700.5, high_hz=701.0)
 
 
-def test_masking_stage_sinks_the_perturbation(batch: tuple[Tensor, Tensor]) -> None:
+def test_masking_stage_lowers_the_perturbation(batch: tuple[Tensor, Tensor]) -> None:
     x, y = batch
     threat = ThreatModel("linf", 0.2, (-1.0, 1.0))
     first = run("psychoacoustic", x, y, threat, masking_steps=0)
@@ -161,14 +161,14 @@ def test_playback_is_delay_band_and_level() -> None:
     x[:, 800:900] = 0.1 * torch.randn(100)
     streams = RandomStreams(0, "abc", "")
     plain: dict[str, float] = {"shift_s": 0.1, "reverberation_s": 0.0, "low_hz": 0.0, "high_hz": 0.0, "level_db": 0.0}
-    n = padded(x, RATE, 0.1, 0.0)
+    n = fft_length(x, RATE, 0.1, 0.0)
     out = play(x, playback(x, streams, sample_rate=RATE, **plain), n)  # type: ignore[arg-type]
     shifts = [int((row.abs() > 1e-5).nonzero()[0]) - int((x[0] != 0).nonzero()[0]) for row in out]
     assert len(set(shifts)) > 1
     assert max(map(abs, shifts)) <= 400
     for row, clip, shift in zip(out, x, shifts, strict=True):
         torch.testing.assert_close(row, clip.roll(shift), atol=1e-6, rtol=0)
-    # A shift pushes sound out of the clip; nothing comes back at the other end.
+    # Sound shifted out of the clip does not reappear at the other end.
     edge = torch.zeros(3, 2000)
     edge[:, :50] = 0.5
     moved = play(edge, playback(edge, streams, sample_rate=RATE, **plain), n)  # type: ignore[arg-type]
@@ -177,11 +177,11 @@ def test_playback_is_delay_band_and_level() -> None:
     impulse = torch.zeros(3, 2000)
     impulse[:, 100] = 0.5
     room = {**plain, "shift_s": 0.0, "reverberation_s": 0.3}
-    n = padded(impulse, RATE, 0.0, 0.3)
-    heard = play(impulse, playback(impulse, streams, sample_rate=RATE, **room), n)  # type: ignore[arg-type]
-    assert heard[:, :100].abs().max() < 1e-5
-    torch.testing.assert_close(heard[:, 100], impulse[:, 100], atol=1e-4, rtol=0)
-    assert (heard[:, 101:301].norm(dim=1) > heard[:, 901:1101].norm(dim=1)).all()
+    n = fft_length(impulse, RATE, 0.0, 0.3)
+    played = play(impulse, playback(impulse, streams, sample_rate=RATE, **room), n)  # type: ignore[arg-type]
+    assert played[:, :100].abs().max() < 1e-5
+    torch.testing.assert_close(played[:, 100], impulse[:, 100], atol=1e-4, rtol=0)
+    assert (played[:, 101:301].norm(dim=1) > played[:, 901:1101].norm(dim=1)).all()
     # Level: within 6 dB.
     level = playback(x, streams, sample_rate=RATE, **{**plain, "level_db": 6.0})  # type: ignore[arg-type]
     assert (20 * level.abs().log10()).abs().max() <= 6.001
@@ -190,7 +190,7 @@ def test_playback_is_delay_band_and_level() -> None:
 def test_over_the_air_survives_playback_better_than_pgd(batch: tuple[Tensor, Tensor]) -> None:
     x, y = batch
     threat = ThreatModel("l2", 0.7 * norm_of(x, "l2"), (-1.0, 1.0))
-    n = padded(x, RATE, 0.1, 0.3)
+    n = fft_length(x, RATE, 0.1, 0.3)
 
     def survival(x_adv: Tensor) -> float:
         streams, fooled = RandomStreams(9, [str(i) for i in range(len(x))], "judge"), []
@@ -252,7 +252,7 @@ def test_shuffling_keeps_every_entry_and_the_mask() -> None:
     assert torch.equal(out * mask, out)
     torch.testing.assert_close(out.sort(-1).values, delta.sort(-1).values)
     assert not torch.equal(out, delta)
-    # Whole moments move: both channels of one stay together.
+    # Time steps move as one: both channels stay together.
     pairs = {tuple(p) for p in delta[1, :, :30].T.tolist()}
     assert {tuple(p) for p in out[1, :, :30].T.tolist()} == pairs
     x, y = torch.zeros(2, TIME), torch.zeros(2, dtype=torch.long)
@@ -268,10 +268,10 @@ def test_the_band_is_that_of_the_data() -> None:
     with torch.no_grad():
         y = victim(torch.from_numpy(samples.astype(np.float32) / FULL_SCALE)).argmax(1)
     clips = Clips(samples, y, torch.full((3,), 4096), ("a", "b", "c"), ("a", "b", "c"), rate, False, "test")
-    evaluation = Evaluation(victim, AttackSettings(speech=False), INVERSIONS["gain_mask"], torch.device("cpu"))
+    crafter = Crafter(victim, AttackSettings(speech=False), INVERSIONS["gain_mask"], torch.device("cpu"))
     options = {"low_hz": 2000.0, "high_hz": 3000.0, "steps": 3, "early_exit": False}
-    outcomes = evaluation.run(clips, "band_limited", options, Budget(0.01), lambda _, x: x)
-    delta = np.stack([outcome.x_adv - outcome.x for outcome in outcomes])
+    crafted = crafter.craft(clips, "band_limited", options, Budget(0.01))
+    delta = np.stack([clip.samples for clip in crafted]) - samples.astype(np.float64)
     power = np.abs(np.fft.rfft(delta)) ** 2
     frequency = np.fft.rfftfreq(4096, 1 / rate)
     assert power.sum() > 0

@@ -1,4 +1,4 @@
-"""AutoAttack: at least as strong as its members, exact on linear models, and its signs of a model it cannot judge."""
+"""AutoAttack: at least as strong as its members, exact on linear models, and warns of models it cannot evaluate."""
 
 from __future__ import annotations
 
@@ -40,20 +40,22 @@ def test_not_behind_any_member(norm: str, eps: float, targeted: bool) -> None:
     threat = ThreatModel(norm, eps, (-5.0, 5.0))
     x_adv = run("autoattack", net, x, y, threat, targeted, **QUICK)
     assert threat.contains(x_adv, x).all()
-    fell = fooled(net(x_adv), y, targeted)
+    fooled_by_ensemble = fooled(net(x_adv), y, targeted)
     for member, keys in (("apgd", {"steps": 20}), ("fmn", {"steps": 20}), ("pgd", {"steps": 20})):
-        assert fell.sum() >= fooled(net(run(member, net, x, y, threat, targeted, **keys)), y, targeted).sum(), member
+        assert (
+            fooled_by_ensemble.sum() >= fooled(net(run(member, net, x, y, threat, targeted, **keys)), y, targeted).sum()
+        ), member
 
 
-def test_each_member_meets_only_survivors() -> None:
+def test_each_member_runs_only_on_survivors() -> None:
     net, x, y = problem()
     easy = torch.arange(BATCH) < 7
     threat = ThreatModel("linf", torch.where(easy, 5.0, 1e-6))
-    seen = []
-    counting = lambda x: seen.append(len(x)) or net(x)  # noqa: E731
+    batch_sizes = []
+    counting = lambda x: batch_sizes.append(len(x)) or net(x)  # noqa: E731
     x_adv = run("autoattack", counting, x, y, threat, **QUICK)
     assert torch.equal(fooled(net(x_adv), y), easy)
-    assert set(seen[len(seen) // 3 :]) == {3}
+    assert set(batch_sizes[len(batch_sizes) // 3 :]) == {3}
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -69,12 +71,12 @@ def test_exact_on_a_linear_model() -> None:
     model = lambda x: torch.stack([x @ w, -(x @ w)], 1)  # noqa: E731
     y = model(x).argmax(1)
     exact = (x @ w).abs() / norm_of(w[None], "l1")
-    for share, wanted in ((0.98, False), (1.02, True)):
-        x_adv = run("autoattack", model, x, y, ThreatModel("linf", exact * share), steps=50, queries=50)
-        assert (fooled(model(x_adv), y) == wanted).all(), share
+    for fraction, expected in ((0.98, False), (1.02, True)):
+        x_adv = run("autoattack", model, x, y, ThreatModel("linf", exact * fraction), steps=50, queries=50)
+        assert (fooled(model(x_adv), y) == expected).all(), fraction
 
 
-def test_signs_of_a_model_it_cannot_judge() -> None:
+def test_warnings_about_models_it_cannot_evaluate() -> None:
     net, x, y = problem()
     assert flags(net, x, y) == {"randomized": 0.0, "zero_gradient": 0.0}
     noisy = lambda x: net(x + 0.01 * torch.randn_like(x))  # noqa: E731

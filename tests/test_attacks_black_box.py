@@ -1,4 +1,4 @@
-"""Attacks without gradients: on linear models, where the distance to the boundary is known; and what they may ask."""
+"""Black-box attacks on linear models, whose distance to the boundary is known, and their query limits."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LIMIT = 1500
 
 
 class Linear:
-    """Logits (s, -s) with s = w x + b, that counts what each example asks. Sums per example, so that the batch cannot
-    change a bit of it."""
+    """Logits (s, -s) with s = w x + b, and the queries per example. Sums are computed per example, so that the batch
+    does not affect them."""
 
     def __init__(self, w: Tensor, b: Tensor, counts: Tensor | None = None, index: Tensor | None = None):
         self.w, self.b = w, b
@@ -84,7 +84,7 @@ def test_scores_stop_at_the_limit_and_at_the_budget(name: str, norm: str) -> Non
         assert model.counts[0] == 107
     assert (model(x_adv).argmax(1) == 0).all()
     assert threat.contains(x_adv, x).all()
-    # What it returns is at least no worse than the clean clip.
+    # The result is no worse than the clean clip.
     assert (model(x_adv)[:, 0] <= model(x)[:, 0] + 1e-6).all() or name == "square"
 
 
@@ -96,7 +96,7 @@ def test_scores_aim_at_a_target(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_what_is_fooled_already_costs_one_query(name: str) -> None:
+def test_a_misclassified_example_costs_one_query(name: str) -> None:
     model, x, y = problem()
     y = torch.tensor([1, 0, 1, 0, 1])
     x_adv = run(name, model, x, y, ThreatModel("linf", 0.5 * distances(model, x, "linf")), queries=60)
@@ -108,13 +108,13 @@ def test_what_is_fooled_already_costs_one_query(name: str) -> None:
 def test_the_batch_changes_nothing(name: str) -> None:
     model, x, y = problem()
     threat = ThreatModel("l2", math.inf if name in DECISIONS else 1.2 * distances(model, x, "l2"), (-1.0, 1.0))
-    whole = run(name, model, x, y, threat, queries=200)
+    together = run(name, model, x, y, threat, queries=200)
     again = run(name, model, x, y, threat, queries=200)
-    assert torch.equal(whole, again)
+    assert torch.equal(together, again)
     for i in (1, 4):
         index = torch.tensor([i])
         alone = run(name, model.select(index), x[index], y[index], threat.select(index), queries=200, ids=[str(i)])
-        assert torch.equal(alone[0], whole[i])
+        assert torch.equal(alone[0], together[i])
 
 
 @pytest.mark.parametrize("name", [*SCORES, *DECISIONS])
@@ -141,7 +141,7 @@ def test_square_keeps_to_the_surface_of_the_ball(shape: tuple[int, ...], norm: s
 
 
 def test_nes_halves_the_step_of_each_example_by_its_own_history() -> None:
-    """One example's logits fall whatever it does, the other's rise; alone or together they move alike."""
+    """The result of an example is the same alone and beside another whose logits change differently."""
     model, x, y = problem(batch=2)
     threat = ThreatModel("linf", 0.9 * distances(model, x, "linf"))
     together = run("nes", model, x, y, threat, queries=800, pairs=5)
@@ -165,7 +165,7 @@ def test_decisions_find_a_boundary_of_known_distance(name: str, norm: str, slack
 
 
 @pytest.mark.parametrize("name", DECISIONS)
-def test_decisions_never_ask_more_than_the_limit(name: str) -> None:
+def test_decisions_keep_to_the_query_limit(name: str) -> None:
     for limit in (1, 5, 23, 200):
         model, x, y = problem()
         x_adv = run(name, model, x, y, ThreatModel("l2", bounds=(-1.0, 1.0)), queries=limit)
@@ -183,7 +183,7 @@ def test_no_start_means_an_unchanged_clip(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DECISIONS)
-def test_decisions_return_what_is_fooled_already(name: str) -> None:
+def test_decisions_return_misclassified_examples_unchanged(name: str) -> None:
     model, x, y = problem()
     assert torch.equal(run(name, model, x, y + 1, ThreatModel("l2"), queries=50), x)
     assert (model.counts <= 50).all()
@@ -194,12 +194,14 @@ def test_colored_noise_keeps_its_shape_and_loses_its_top() -> None:
     for width in WIDTHS:
         out = _colored(noise, width)
         assert out.shape == noise.shape
-        top = torch.fft.rfft(out).abs()[..., 150:].mean() / torch.fft.rfft(noise).abs()[..., 150:].mean()
-        assert top < (0.6 if width > 1 else 1.01)
+        share_of_high_frequencies = (
+            torch.fft.rfft(out).abs()[..., 150:].mean() / torch.fft.rfft(noise).abs()[..., 150:].mean()
+        )
+        assert share_of_high_frequencies < (0.6 if width > 1 else 1.01)
 
 
-def test_kenansville_takes_out_the_weakest_components_and_no_more() -> None:
-    """The model hears class 0 while the weaker of two tones is there: it goes, with all below; the louder stays."""
+def test_kenansville_removes_the_weakest_components_and_no_more() -> None:
+    """The model predicts class 0 while the weaker of two tones is present: only that one is removed."""
     t = torch.arange(256) / 256
     tone = torch.sin(2 * math.pi * 20 * t)
     torch.manual_seed(0)
@@ -221,7 +223,7 @@ def test_kenansville_takes_out_the_weakest_components_and_no_more() -> None:
     assert (norm_of(removed, "l2") < 0.1 * math.sqrt(128) + 0.05).all()
 
 
-def test_kenansville_says_what_it_cannot_do() -> None:
+def test_kenansville_refuses_spectra_and_targets() -> None:
     model, x, y = problem()
     with pytest.raises(ValueError, match="waveform"):
         run("kenansville", model, x[:, None], y, ThreatModel("l2"))

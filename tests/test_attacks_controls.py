@@ -14,7 +14,7 @@ from torch import nn
 from src import config
 from src.attacks.core import spec_of
 from src.commands import sanity
-from src.commands.attack import subject
+from src.commands.attack import attacked_model
 from src.commands.selection import Trained
 from src.datasets.store import FULL_SCALE, Clips, to_int16
 from src.output import figures
@@ -44,17 +44,10 @@ def test_no_verdict_on_a_control(loaded: config.Config, tmp_path: Path, capsys: 
     with torch.no_grad():
         y = victim(torch.from_numpy(samples.astype(np.float32) / FULL_SCALE)).argmax(1)
     clips = Clips(samples, y, torch.full((4,), 800), ("a", "b", "c", "d"), ("a", "b", "c"), 8000, False, "test")
-    attacked = subject(loaded, Trained("net", "0" * 64, victim, {}), torch.device("cpu"))
+    attacked = attacked_model(loaded, Trained("net", "0" * 64, victim, {}), torch.device("cpu"))
+    same = {"model": "net", "eps": "0.01", "correct": "1", "success_stage": "0", "success_wav": "0"}
     rows = [
-        {
-            "model": "net",
-            "attack": name,
-            "id": i,
-            "eps": "0.01",
-            "correct": "1",
-            "success_stage": "0",
-            "success_wav": "0",
-        }
+        {**same, "attack": name, "id": i}
         for name in ("pgd", "time_shuffled", "random_uniform", "random_signs")
         for i in clips.ids
     ]

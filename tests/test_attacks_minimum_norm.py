@@ -36,9 +36,13 @@ def distance(model: nn.Linear, x: Tensor, y: Tensor, norm: str, targeted: bool =
     logits = model(x)
     gaps = logits.gather(1, y[:, None]) - logits
     slopes = norm_of((model.weight[y][:, None] - model.weight).flatten(0, 1), DUAL[norm]).view(len(x), -1)
-    each = gaps / slopes
-    own = nn.functional.one_hot(y, CLASSES).bool()
-    return (-each).masked_fill(own, -math.inf).amax(1) if targeted else each.masked_fill(own, math.inf).amin(1)
+    distances = gaps / slopes
+    is_label = nn.functional.one_hot(y, CLASSES).bool()
+    return (
+        (-distances).masked_fill(is_label, -math.inf).amax(1)
+        if targeted
+        else distances.masked_fill(is_label, math.inf).amin(1)
+    )
 
 
 def run(
@@ -48,21 +52,21 @@ def run(
     return ATTACKS[name](model, x, y, threat, rng=streams, targeted=targeted, **keys)
 
 
-@pytest.mark.parametrize(("name", "norm", "most"), CASES)
+@pytest.mark.parametrize(("name", "norm", "limit"), CASES)
 @pytest.mark.parametrize("scale", [1.0, 1e-4], ids=["loud", "quiet"])
-def test_the_exact_distance_of_a_linear_model(name: str, norm: str, most: float, scale: float) -> None:
+def test_the_exact_distance_of_a_linear_model(name: str, norm: str, limit: float, scale: float) -> None:
     model, x, y = linear(scale)
     x_adv = run(name, model, x, y, ThreatModel(norm))
     assert fooled(model(x_adv), y).all()
     ratio = norm_of(x_adv - x, norm) / distance(model, x, y, norm)
     # The attack's path may end at another class than the nearest.
     assert (ratio > 0.999).all(), ratio
-    assert ratio.median() < most, ratio
+    assert ratio.median() < limit, ratio
     assert (ratio < 1.3).all(), ratio
 
 
-@pytest.mark.parametrize(("name", "norm", "most"), CASES)
-def test_towards_a_target(name: str, norm: str, most: float) -> None:
+@pytest.mark.parametrize(("name", "norm", "limit"), CASES)
+def test_towards_a_target(name: str, norm: str, limit: float) -> None:
     model, x, y = linear()
     target = (y + 1) % CLASSES
     x_adv = run(name, model, x, target, ThreatModel(norm), targeted=True)
@@ -86,7 +90,7 @@ def test_fewest_entries() -> None:
 
 
 @pytest.mark.parametrize(("name", "norm"), [case[:2] for case in CASES[:-1]])
-def test_already_wrong_or_hopeless_comes_back_unchanged(name: str, norm: str) -> None:
+def test_misclassified_and_hopeless_examples_are_unchanged(name: str, norm: str) -> None:
     model, x, y = linear()
     wrong = (y + 1) % CLASSES
     assert torch.equal(run(name, model, x, wrong, ThreatModel(norm)), x)
@@ -124,14 +128,14 @@ def foolbox_ddn(trained_net: tuple[nn.Module, Tensor, Tensor]) -> Tensor:
     return norm_of(x_adv - x, "l2")
 
 
-@pytest.mark.parametrize(("name", "most", "keys"), [
+@pytest.mark.parametrize(("name", "limit", "keys"), [
     ("ddn", 1.05, {"steps": 100}), ("fmn", 1.05, {"steps": 100}),
     ("deepfool", 1.5, {"steps": 20, "candidates": 3, "refine": 40}),
 ], ids=str)  # fmt: skip
 def test_not_behind_foolbox(
-    name: str, most: float, keys: dict, trained_net: tuple[nn.Module, Tensor, Tensor], foolbox_ddn: Tensor
+    name: str, limit: float, keys: dict, trained_net: tuple[nn.Module, Tensor, Tensor], foolbox_ddn: Tensor
 ) -> None:
     net, x, y = trained_net
     x_adv = run(name, net, x, y, ThreatModel("l2", bounds=(-1.0, 1.0)), **keys)
     assert fooled(net(x_adv), y).all()
-    assert norm_of(x_adv - x, "l2").median() <= most * foolbox_ddn.median()
+    assert norm_of(x_adv - x, "l2").median() <= limit * foolbox_ddn.median()

@@ -48,17 +48,17 @@ def run(
 def test_budget_attacks_fail_below_the_distance_and_succeed_above(norm: str, keys: tuple[str, dict]) -> None:
     name, options = keys
     model, x, y, w = linear()
-    for share, wanted in ((0.98, False), (1.02, True)):
-        x_adv = run(name, model, x, y, ThreatModel(norm, distance(x, w, norm) * share), **options)
-        assert (fooled(model(x_adv), y) == wanted).all(), share
+    for fraction, expected in ((0.98, False), (1.02, True)):
+        x_adv = run(name, model, x, y, ThreatModel(norm, distance(x, w, norm) * fraction), **options)
+        assert (fooled(model(x_adv), y) == expected).all(), fraction
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_targeted_pgd_at_the_distance(norm: str) -> None:
     model, x, y, w = linear()
-    for share, wanted in ((0.98, False), (1.02, True)):
-        x_adv = run("pgd", model, x, 1 - y, ThreatModel(norm, distance(x, w, norm) * share), targeted=True)
-        assert (fooled(model(x_adv), 1 - y, targeted=True) == wanted).all()
+    for fraction, expected in ((0.98, False), (1.02, True)):
+        x_adv = run("pgd", model, x, 1 - y, ThreatModel(norm, distance(x, w, norm) * fraction), targeted=True)
+        assert (fooled(model(x_adv), 1 - y, targeted=True) == expected).all()
 
 
 @pytest.mark.parametrize("bounds", [(-math.inf, math.inf), (-8.0, 8.0), (-4.0, math.inf)], ids=str)
@@ -89,9 +89,9 @@ def test_cw_targeted_and_masked() -> None:
 def test_cw_confidence_is_a_margin_between_logits() -> None:
     model, x, y, _ = linear()
     x_adv = run("cw", model, x, y, ThreatModel("l2"), confidence=2.0)
-    gap = model(x_adv)[:, 0] * (2 * y - 1) * 2
-    assert (gap > 2).all()
-    assert (gap < 2.2).all()
+    label_margin = model(x_adv)[:, 0] * (2 * y - 1) * 2
+    assert (label_margin > 2).all()
+    assert (label_margin < 2.2).all()
 
 
 def test_infinite_budget_within_bounds() -> None:
@@ -139,14 +139,14 @@ def test_restarts_keep_the_best_of_each_example() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, 5)).requires_grad_(False)
     x = torch.randn(40, 20)
     y, threat = net(x).argmax(1), ThreatModel("linf", 0.1)
-    one = fooled(net(run("pgd", net, x, y, threat, steps=3)), y)
-    five = fooled(net(run("pgd", net, x, y, threat, steps=3, restarts=5)), y)
-    assert (five | ~one).all(), "what one start found, five find"
+    one_start = fooled(net(run("pgd", net, x, y, threat, steps=3)), y)
+    five_starts = fooled(net(run("pgd", net, x, y, threat, steps=3, restarts=5)), y)
+    assert (five_starts | ~one_start).all(), "five starts fool what one start fools"
     with pytest.raises(ValueError, match="restarts"):
         run("pgd", net, x, y, threat, restarts=2, random_start=False)
 
 
-def test_no_gradient_is_said() -> None:
+def test_no_gradient_is_reported() -> None:
     with pytest.raises(ValueError, match="no gradient"):
         run(
             "pgd",
@@ -163,12 +163,12 @@ def test_same_decisions_as_foolbox() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(40, 64), torch.nn.ReLU(), torch.nn.Linear(64, 6)).eval()
     x = torch.rand(200, 40) * 0.8 - 0.4
     y = net(x).argmax(1)
-    peer = foolbox.attacks.LinfPGD(steps=20, rel_stepsize=2.5 / 20, random_start=False)
+    foolbox_pgd = foolbox.attacks.LinfPGD(steps=20, rel_stepsize=2.5 / 20, random_start=False)
     for eps in (0.02, 0.05, 0.1):
-        _, _, theirs = peer(foolbox.PyTorchModel(net, bounds=(-1, 1), device="cpu"), x, y, epsilons=eps)
+        _, _, theirs = foolbox_pgd(foolbox.PyTorchModel(net, bounds=(-1, 1), device="cpu"), x, y, epsilons=eps)
         ours = run("pgd", net, x, y, ThreatModel("linf", eps, (-1, 1)), steps=20, random_start=False, early_exit=False)
         ours = fooled(net(ours), y)
         assert 0 < theirs.float().mean() < 1
-        # Ours judges every iterate, theirs the last one.
+        # Our PGD evaluates every iterate, foolbox only the last.
         assert (ours >= theirs).all()
         assert (ours == theirs).float().mean() >= 0.99

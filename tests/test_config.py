@@ -86,7 +86,7 @@ def test_experiments_are_valid(path: Path) -> None:
         ("[ATTACK.pgd]\nrestart = 3\n", ":2", "did you mean 'restarts'"),
         ("[ATTACK.pdg]\nsteps = 3\n", ":1", "did you mean 'pgd'"),
         ("[TRAINING]\noptimizer = adm\n", ":2", "did you mean 'adam'"),
-        ("[ATTACK]\neps = loud\n", ":2", "no budget"),
+        ("[ATTACK]\neps = loud\n", ":2", "not a budget"),
         ("[CERTIFY]\nalpha = 2\n", ":2", "alpha"),
         ("[ATTACK.pgd]\nsteps = 3\nrestarts = 3\nrandom_start = no\n", ":1", "restarts need random_start"),
         ("[DATA]\n[ATTACK.apgd]\nrestarts = 3\nrandom_start = no\n", ":2", "restarts need random_start"),

@@ -1,5 +1,5 @@
-"""What every registered attack promises, whoever wrote it: inside the ball, the bounds and the mask; the same under a
-seed, singly or in a batch; inputs, parameters and mode untouched; any rank."""
+"""The contract of every registered attack: feasible under ball, bounds and mask; the same under a seed, singly and in a
+batch; inputs, parameters and mode unchanged; any rank; true to its specification."""
 
 from __future__ import annotations
 
@@ -72,15 +72,15 @@ def test_waveforms(name: str, norm: str) -> None:
     assert threat.contains(x_adv, x).all()
     assert torch.equal(x_adv[..., 480:], x[..., 480:]), "the masked part is bitwise the same"
     assert torch.equal(run(name, net, x, y, threat), x_adv), "the same under the same seed"
-    for old, new in zip(before, [x, y, *net.state_dict().values()], strict=True):
-        assert torch.equal(old, new)
+    for original, present in zip(before, [x, y, *net.state_dict().values()], strict=True):
+        assert torch.equal(original, present)
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
     assert [module.training for module in net.modules()] == modes
     if not SPECS[name].fitted:
         for i in (0, 3):
-            only = torch.tensor([i])
-            alone = run(name, net, x[only], y[only], threat.select(only), "abcd"[i])
-            torch.testing.assert_close(alone, x_adv[only], rtol=0, atol=1e-6)
+            index = torch.tensor([i])
+            alone = run(name, net, x[index], y[index], threat.select(index), "abcd"[i])
+            torch.testing.assert_close(alone, x_adv[index], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ATTACKS.names())
@@ -101,10 +101,10 @@ def test_empty_batch_wrong_norm_and_targets(name: str) -> None:
     net, x, y, _ = problem(640)
     norm = SPECS[name].norms[0]
     assert run(name, net, x[:0], y[:0], ThreatModel(norm, 0.1, (-0.5, 0.5)), "").shape == (0, 640)
-    wrong = next((n for n in EPS if n not in SPECS[name].norms), None)
-    if wrong:
+    unsupported = next((n for n in EPS if n not in SPECS[name].norms), None)
+    if unsupported:
         with pytest.raises(ValueError, match="choices"):
-            run(name, net, x, y, ThreatModel(wrong, 0.1))
+            run(name, net, x, y, ThreatModel(unsupported, 0.1))
     if not SPECS[name].targetable:
         with pytest.raises(ValueError, match="target"):
             run(name, net, x, y, ThreatModel(norm, 0.1), targeted=True)
@@ -130,7 +130,7 @@ def test_the_config_is_checked_against_the_spec(name: str) -> None:
 
 
 class Watched:
-    """A model that notes what is asked of it."""
+    """A model that records how it is used."""
 
     def __init__(self, net: nn.Module):
         self.net, self.calls, self.differentiated = net, 0, False
@@ -142,7 +142,7 @@ class Watched:
 
 
 @pytest.mark.parametrize("name", ATTACKS.names())
-def test_the_spec_says_what_the_attack_takes(name: str) -> None:
+def test_the_attack_uses_what_its_spec_declares(name: str) -> None:
     net, x, y, _ = problem(640)
     spec, model = SPECS[name], Watched(net)
     assert (spec.name, spec.kind == "control") == (name, "Control:" in (ATTACKS[name].__doc__ or ""))

@@ -1,4 +1,4 @@
-"""Objectives: the margin's sign is success whatever the sign of the logits, DLR forgets the scale."""
+"""Objectives: the sign of the margin is success whatever the sign of the logits; DLR is invariant to scaling."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def test_margin_is_positive_exactly_when_fooled(seed: int, shift: float, targete
 
 @settings(max_examples=50, deadline=None)
 @given(seeds, st.floats(0.01, 100), st.booleans())
-def test_dlr_forgets_the_scale(seed: int, scale: float, targeted: bool) -> None:
+def test_dlr_is_invariant_to_scaling(seed: int, scale: float, targeted: bool) -> None:
     z, y = logits(seed)
     torch.testing.assert_close(dlr(z * scale, y, targeted), dlr(z, y, targeted), rtol=1e-4, atol=1e-4)
     assert torch.equal(dlr(z, y, targeted) > 0, margin(z, y, targeted) > 0)
 
 
-def test_dlr_of_a_right_answer_is_between_minus_one_and_zero() -> None:
+def test_dlr_of_a_correct_prediction_is_between_minus_one_and_zero() -> None:
     z, _ = logits(0)
     value = dlr(z, z.argmax(1))
     assert (value >= -1 - 1e-5).all()
@@ -50,11 +50,11 @@ def test_dlr_needs_classes() -> None:
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_larger_is_nearer_to_success(name: str) -> None:
     z = torch.tensor([[3.0, 1.0, 0.0, -1.0]])
-    nearer = torch.tensor([[2.0, 1.9, 0.0, -1.0]])
+    nearer_logits = torch.tensor([[2.0, 1.9, 0.0, -1.0]])
     label, target = torch.tensor([0]), torch.tensor([1])
     loss = LOSSES[name]
-    assert loss(nearer, label) > loss(z, label)
-    assert loss(nearer, target, True) > loss(z, target, True)
+    assert loss(nearer_logits, label) > loss(z, label)
+    assert loss(nearer_logits, target, True) > loss(z, target, True)
     assert loss(z, label).shape == (1,)
 
 

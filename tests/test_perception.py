@@ -96,14 +96,14 @@ def test_lsd_is_the_gain_in_db():
 
 
 def test_pesq_and_stoi_are_best_for_equal_speech_and_fall_with_noise(speech: Tensor):
-    little, much = (speech + level * noise(*speech.shape).float() for level in (0.001, 0.1))
-    for judge, top in ((pesq, 4.644), (stoi, 1)):
-        best = judge(speech, speech, SR)
+    slightly_noisy, very_noisy = (speech + level * noise(*speech.shape).float() for level in (0.001, 0.1))
+    for quality, top in ((pesq, 4.644), (stoi, 1)):
+        best = quality(speech, speech, SR)
         defined = best.isfinite()  # PESQ finds no utterance in some keywords
         assert defined.any()
         assert torch.allclose(best[defined], torch.tensor(float(top)), atol=1e-3)
-        assert bool((judge(speech, much, SR) < judge(speech, little, SR))[defined].all())
-        assert bool((judge(speech, little, SR) <= best)[defined].all())
+        assert bool((quality(speech, very_noisy, SR) < quality(speech, slightly_noisy, SR))[defined].all())
+        assert bool((quality(speech, slightly_noisy, SR) <= best)[defined].all())
 
 
 def test_pesq_narrow_band_at_8_khz_and_nothing_elsewhere(speech: Tensor):
@@ -120,7 +120,7 @@ def test_undefined_is_nan(speech: Tensor):
         assert math.isnan(measure_(speech[:1, 8000:9000], speech[:1, 8000:9000], SR))
         assert math.isnan(measure_(speech[:1, :10], speech[:1, :10], SR))
     assert math.isnan(pesq(speech[:1], silence, SR))
-    short = torch.cat([0.1 * noise(1, SR // 4), torch.zeros(1, SR)], 1)  # 0.25 s of sound: pystoi would say 1e-5
+    short = torch.cat([0.1 * noise(1, SR // 4), torch.zeros(1, SR)], 1)  # 0.25 s of sound: pystoi returns 1e-5
     with pytest.warns(RuntimeWarning):
         assert pystoi.stoi(short[0].numpy(), short[0].numpy(), SR) == 1e-5
     assert math.isnan(stoi(short, short, SR))
@@ -134,9 +134,9 @@ def test_measure_has_the_columns_and_leaves_speech_measures_out_for_sounds(speec
     assert all(torch.equal(full[key], sound[key]) for key in ("snr", "db_x", "seg_snr", "lsd"))
     assert sound["pesq"].isnan().all()
     assert sound["stoi"].isnan().all()
-    one = measure(speech[1:2], x_adv[1:2], SR, True)
+    of_one_clip = measure(speech[1:2], x_adv[1:2], SR, True)
     for key, values in full.items():
-        assert torch.allclose(one[key][0], values[1], rtol=1e-4, equal_nan=True)
+        assert torch.allclose(of_one_clip[key][0], values[1], rtol=1e-4, equal_nan=True)
 
 
 # --- masking -----------------------------------------------------------------------------------------------------
@@ -168,12 +168,12 @@ def test_threshold_around_a_tone_by_hand():
     assert float(power_level(x).max() + shift) == pytest.approx(96)
     # Hann on a bin: the neighbors are 6.02 dB down, so the masker has 1 + 2/4 times the power of its bin.
     masker = 96 + 10 * math.log10(1.5)
-    at = float(bark(torch.tensor(tone, dtype=torch.float64)))
+    tone_bark = float(bark(torch.tensor(tone, dtype=torch.float64)))
     for frequency in (500.0, 796.875, 1000.0, 1203.125, 2000.0, 5000.0):
         f = torch.tensor(frequency, dtype=torch.float64)
-        distance = float(bark(f)) - at
+        distance = float(bark(f)) - tone_bark
         slope = -27 + 0.37 * (masker - 40) if distance > 0 else 27
-        raised = masker - 6.025 - 0.275 * at + slope * distance
+        raised = masker - 6.025 - 0.275 * tone_bark + slope * distance
         expected = 10 * math.log10(10 ** (raised / 10) + 10 ** (float(threshold_in_quiet(f)) / 10))
         assert float(threshold[0, 3, round(frequency / SR * 2048)]) == pytest.approx(expected, abs=1e-3)
 
@@ -196,9 +196,9 @@ def test_threshold_is_batched_and_never_below_quiet(speech: Tensor):
     quiet = threshold_in_quiet(torch.arange(1025) * SR / 2048)
     assert bool((threshold >= quiet - 1e-3).all())
     for i in range(len(speech)):
-        one, one_shift = masking_threshold(speech[i : i + 1], SR)
-        assert torch.allclose(one[0], threshold[i], atol=1e-2)
-        assert float(one_shift) == pytest.approx(float(shift[i]), abs=1e-3)
+        of_one_clip, shift_of_one_clip = masking_threshold(speech[i : i + 1], SR)
+        assert torch.allclose(of_one_clip[0], threshold[i], atol=1e-2)
+        assert float(shift_of_one_clip) == pytest.approx(float(shift[i]), abs=1e-3)
     assert np.isfinite(masking_threshold(torch.zeros(1, SR), SR)[0].numpy()).all()
-    louder = masking_threshold(0.5 * speech, SR)[0]  # the scale is the clip's own
+    louder = masking_threshold(0.5 * speech, SR)[0]  # the scale is relative to each clip
     assert torch.allclose(louder, threshold, atol=0.05)

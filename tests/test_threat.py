@@ -1,4 +1,4 @@
-"""Projections are what the word means: inside, idempotent, the nearest point; an SNR is met exactly."""
+"""Threat models: projections are feasible, idempotent and nearest points; SNR budgets are exact."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from src.threat import NORMS, Budget, ThreatModel, norm_of
 
 seeds = st.integers(0, 10**6)
 norms = st.sampled_from(NORMS)
-WHOLE = settings(max_examples=60, deadline=None)
+EXAMPLES = settings(max_examples=60, deadline=None)
 
 
 def points(seed: int, shape: tuple[int, ...] = (3, 4, 5)) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,20 +30,20 @@ def budget(norm: str, size: float) -> float:
     return round(size * 10) if norm == "l0" else size
 
 
-@WHOLE
+@EXAMPLES
 @given(seeds, norms, st.floats(0, 3), st.booleans(), st.booleans())
 def test_projection_is_inside_and_idempotent(seed: int, norm: str, size: float, bounded: bool, masked: bool) -> None:
     x, far, mask = points(seed)
     threat = ThreatModel(
         norm, budget(norm, size), (-1, 1) if bounded else (-math.inf, math.inf), mask if masked else None
     )
-    once = threat.project(far, x)
-    assert threat.contains(once, x).all()
-    torch.testing.assert_close(threat.project(once, x), once, rtol=0, atol=1e-9)
+    projected = threat.project(far, x)
+    assert threat.contains(projected, x).all()
+    torch.testing.assert_close(threat.project(projected, x), projected, rtol=0, atol=1e-9)
     torch.testing.assert_close(threat.project(x, x), x, rtol=0, atol=0)
 
 
-@WHOLE
+@EXAMPLES
 @given(seeds, st.sampled_from(["linf", "l2", "l1"]), st.floats(0.01, 3), st.booleans())
 def test_projection_is_the_nearest_point(seed: int, norm: str, size: float, masked: bool) -> None:
     """<far - p, q - p> <= 0 for every other legal q: the property that defines a projection onto a convex set."""
@@ -54,7 +54,7 @@ def test_projection_is_the_nearest_point(seed: int, norm: str, size: float, mask
     assert (((allowed - p) * (q - p)).flatten(1).sum(1) <= 1e-9).all()
 
 
-@WHOLE
+@EXAMPLES
 @given(seeds, st.sampled_from(["linf", "l2", "l1"]))
 def test_ascent_is_steepest(seed: int, norm: str) -> None:
     _, gradient, mask = points(seed)
@@ -65,7 +65,7 @@ def test_ascent_is_steepest(seed: int, norm: str) -> None:
     torch.testing.assert_close((step * gradient).flatten(1).sum(1), dual)
 
 
-@WHOLE
+@EXAMPLES
 @given(seeds, st.sampled_from(["linf", "l2", "l1"]), st.floats(0, 2))
 def test_random_start_is_inside(seed: int, norm: str, size: float) -> None:
     x, _, mask = points(seed)
@@ -73,7 +73,7 @@ def test_random_start_is_inside(seed: int, norm: str, size: float) -> None:
     assert threat.contains(threat.random_start(x, RandomStreams(seed, "abc", "start")), x).all()
 
 
-@WHOLE
+@EXAMPLES
 @given(seeds, st.floats(0, 2), st.booleans(), st.booleans())
 def test_box_projects_as_project_does(seed: int, size: float, bounded: bool, masked: bool) -> None:
     x, far, mask = points(seed)
@@ -107,15 +107,15 @@ def test_contains_refuses() -> None:
     assert threat.contains(torch.tensor([[0.1, -0.05, 0.0, 0.0]]), x).all()
 
 
-@WHOLE
+@EXAMPLES
 @given(seeds, st.sampled_from(["linf", "l2"]), st.floats(-10, 60), st.booleans())
 def test_snr_budget_is_exact(seed: int, norm: str, snr: float, masked: bool) -> None:
-    """The largest legal perturbation has exactly that SNR: any direction for l2, every open entry at +-eps for linf."""
+    """The largest legal perturbation has that SNR: any direction for l2, all unmasked entries +-eps for linf."""
     x, _, mask = points(seed)
     mask[:, 0, 0] = True
-    chosen = mask if masked else None
-    eps = Budget(snr, True).eps(x, norm, chosen)
-    direction = torch.ones_like(x) if chosen is None else chosen.to(x.dtype)
+    used_mask = mask if masked else None
+    eps = Budget(snr, True).eps(x, norm, used_mask)
+    direction = torch.ones_like(x) if used_mask is None else used_mask.to(x.dtype)
     if norm == "l2":
         direction = direction / direction.flatten(1).norm(dim=1)[:, None, None]
     delta = direction * eps[:, None, None]

@@ -1,1 +1,1 @@
-"""One attack per file; each registers itself under its name."""
+"""Attacks, one per file, in folders by what the attacker needs; each registers itself under its name."""

@@ -1,5 +1,5 @@
-"""The examples that an attack still works on. Those that are done leave, so that the model is not asked about them any
-more, and everything that belongs to an example leaves with it in one call."""
+"""The active examples of a batch. An attack drops the examples it has finished, so that the model is not evaluated on
+them any more, and one call drops everything that belongs to them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ State = TypeVarTuple("State")
 
 
 class ActiveBatch:
-    """The arguments of an attack for the examples still in the batch, and the best iterate of each.
+    """The arguments of an attack for the active examples, and the best iterate of each.
 
     Args:
-        best: of the whole batch, where an earlier run has found something.
+        best: the best iterates of an earlier run on the full batch, to improve on.
 
     Attributes:
-        model, x, y, threat, rng, targeted: the attack's arguments.
-        index: places in the whole batch, [batch] long.
-        best: the best iterates; those of the whole batch itself until somebody leaves.
+        model, x, y, threat, rng, targeted: the attack's arguments for the active examples.
+        index: positions of the active examples in the full batch, [batch] long.
+        best: their best iterates; the same object as `full_best` until the first example is dropped.
+        full_best: the best iterates of the full batch.
     """
 
     def __init__(
@@ -41,44 +42,45 @@ class ActiveBatch:
         self.model, self.x, self.y, self.threat = model, x, y, threat
         self.rng, self.targeted = rng, targeted
         self.index = torch.arange(len(x), device=x.device)
-        self.whole = self.best = Best.of(x) if best is None else best
+        self.full_best = self.best = Best.of(x) if best is None else best
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def keep(self, stays: Tensor, *state: *State) -> tuple[*State]:
-        """Only the examples in `stays` [batch] bool stay; what was found for the others is already in its place.
+    def keep(self, active: Tensor, *state: *State) -> tuple[*State]:
+        """Drop the examples that are not in `active` [batch] bool, after storing their best iterates.
 
         Args:
             state: what else the attack holds per example: tensors [batch, ...], lists and tuples of them, anything
-                with a method `select(index)`, or None.
+                `PerExample`, or None.
 
         Returns:
-            the state of those that stay: the very same where nobody leaves.
+            the state of the examples that remain; the same objects where none is dropped.
         """
-        index = stays.nonzero().flatten()
+        index = active.nonzero().flatten()
         if len(index) == len(self):
             return state
         self.finish()
         self.best, self.index = self.best.select(index), self.index[index]
         self.model, self.threat = narrow(self.model, index), self.threat.select(index)
         self.x, self.y, self.rng = self.x[index], self.y[index], self.rng.select(index)
-        return _at(state, index)
+        return _select(state, index)
 
     def finish(self) -> Tensor:
-        """The best iterates of the whole batch."""
-        self.whole.put(self.index, self.best)
-        return self.whole.x
+        """Store the best iterates of the active examples; returns those of the full batch, [batch, ...]."""
+        self.full_best.put(self.index, self.best)
+        return self.full_best.x
 
-    def look(self, x_adv: Tensor, loss: LossName, first: bool) -> Tensor:
-        """The gradient of the loss at x_adv, which enters `best`; with `first` the first success stays there."""
+    def gradient_at(self, x_adv: Tensor, loss: LossName, first: bool) -> Tensor:
+        """Gradient of the loss at x_adv, [batch, ...]. Updates `best`; with `first` an example keeps its first
+        success."""
         grad, value, logits = gradient(self.model, x_adv, lambda logits: LOSSES[loss](logits, self.y, self.targeted))
         self.best.update(x_adv, value, fooled(logits, self.y, self.targeted), first)
         return grad
 
     def score(self, x_adv: Tensor, enter: bool = True) -> Tensor:
-        """One query per example: the margin, larger is nearer to success and NaN is -inf, [batch]. With `enter`, x_adv
-        enters `best`, where the first success stays."""
+        """One query per example: the margin at x_adv, [batch]; larger is nearer to success, and NaN counts as -inf.
+        With `enter`, updates `best`, where an example keeps its first success."""
         logits = self.model(x_adv)
         value = margin(logits, self.y, self.targeted).nan_to_num(nan=-torch.inf)
         if enter:
@@ -86,8 +88,8 @@ class ActiveBatch:
         return value
 
 
-def _at(part: Any, index: Tensor) -> Any:
-    """What belongs to the examples at `index`."""
+def _select(part: Any, index: Tensor) -> Any:
+    """The entries of the examples at `index`, of whatever `ActiveBatch.keep` accepts."""
     if isinstance(part, list | tuple):
-        return type(part)(_at(p, index) for p in part)
+        return type(part)(_select(p, index) for p in part)
     return part[index] if isinstance(part, Tensor) else narrow(part, index)

@@ -1,5 +1,4 @@
-"""What the attacks share: their specification and registration, the gradient with respect to the input, and the best
-iterate so far."""
+"""The common base of the attacks: specification and registration, gradient with respect to the input, best iterate."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ from src.registry import ATTACKS, Check
 from src.threat import ThreatModel, column
 
 Model = Callable[[Tensor], Tensor]
-"""From inputs [batch, ...] to logits [batch, classes]. One that keeps something per example (counts, random streams)
-is `PerExample` too."""
+"""From inputs [batch, ...] to logits [batch, classes]. A model that keeps values per example (counts, random streams)
+is `PerExample` as well."""
 AttackFunction = Callable[..., Tensor]
 """`attack(model, x, y, threat, *, rng, targeted, <config keys>) -> x_adv`."""
 T = TypeVar("T")
@@ -26,27 +25,27 @@ T = TypeVar("T")
 
 @runtime_checkable
 class PerExample(Protocol):
-    """A model or a state that keeps something for every example of the batch."""
+    """A model or a state that keeps values for every example of the batch."""
 
     def select(self, index: Tensor) -> Self:
-        """The same for the examples at `index` [batch] long."""
+        """The model or state of the examples at `index`, [batch] long."""
         ...
 
 
 @dataclass(frozen=True)
 class AttackSpec:
-    """What an attack is and what it can do, declared once at its registration.
+    """Properties of an attack, declared once at its registration.
 
     Attributes:
-        name: in the config.
-        kind: stay within a budget; find the smallest perturbation that succeeds; or, as a control, perturb at random
-            within the budget: what an attack has to beat.
-        norms: of the perturbation, that the attack works in; the first is its natural one.
-        targetable: whether it can aim at a label.
+        name: its name in the config.
+        kind: budget (maximizes the loss within eps), minimum_norm (minimizes the perturbation) or control (a random
+            perturbation of the whole budget, which an attack has to outperform).
+        norms: norms of the perturbation that it supports; the first is the default of a minimum-norm attack.
+        targetable: whether it can aim at a given label.
         access: what it needs from the model.
-        stages: the representations it makes sense at.
-        fitted: one result learned from training clips, not one per example.
-        needs_sample_rate: whether it takes the keyword `sample_rate`, Hz, which the program supplies.
+        stages: the representations it applies to.
+        fitted: whether it learns one result from training clips instead of one per example.
+        needs_sample_rate: whether it takes the keyword `sample_rate` (Hz), which the program supplies.
     """
 
     name: str
@@ -60,14 +59,14 @@ class AttackSpec:
 
     @property
     def has_budget(self) -> bool:
-        """Whether it runs once per eps; a minimum-norm attack runs once."""
+        """Whether it runs once per eps; a minimum-norm attack runs only once."""
         return self.kind != "minimum_norm"
 
     def check(self, norm: str, targeted: bool, at_waveform: bool) -> None:
-        """Refuse what the attack cannot do.
+        """Refuse a use that the attack does not support.
 
         Raises:
-            ValueError: another norm than its own, a target, or another representation than the waveform.
+            ValueError: unsupported norm, target or representation.
         """
         if norm not in self.norms:
             raise ValueError(f"{self.name} has no norm {norm} (choices: {', '.join(self.norms)})")
@@ -78,13 +77,13 @@ class AttackSpec:
 
 
 class RegisteredAttack:
-    """An attack that runs without autograd (the function asks for the gradients it wants), never on an empty batch, and
-    only with what its specification allows. The result of a minimum-norm attack is projected onto a finite budget that
-    is too small for it.
+    """An attack function with its specification. A call checks its arguments against the specification and runs the
+    function without autograd (it enables gradients where it needs them); an empty batch is returned as it is. A
+    minimum-norm result that exceeds a finite budget is projected onto it.
 
     Args:
-        spec: what it can do.
-        function: the attack itself.
+        spec: properties of the attack.
+        function: computes the adversarial examples.
     """
 
     def __init__(self, spec: AttackSpec, function: AttackFunction):
@@ -109,7 +108,7 @@ class RegisteredAttack:
             return x.clone()
         with torch.no_grad():
             x_adv = self.function(model, x, y, threat, rng=rng, targeted=targeted, **options)
-            if self.spec.kind == "minimum_norm":  # the smallest success may still be larger than a finite budget
+            if self.spec.kind == "minimum_norm":  # the smallest success may still exceed a finite budget
                 inside = column(threat.contains(x_adv, x), x)
                 x_adv = torch.where(inside, x_adv, threat.project(x_adv, x))
         return x_adv
@@ -131,7 +130,7 @@ def attack(
     specification of `AttackSpec`.
 
     Args:
-        check_options: refuses options that contradict each other, before any work.
+        check_options: raises ValueError where options contradict each other; called before any work.
     """
     spec = AttackSpec(name, kind, norms, targetable, access, stages, fitted, needs_sample_rate)
     register = ATTACKS.register(name, check_options=check_options)
@@ -142,7 +141,7 @@ def spec_of(name: str) -> AttackSpec:
     """The specification of a registered attack.
 
     Raises:
-        ValueError: no such attack; lists those there are.
+        ValueError: no such attack; lists the choices.
     """
     registered = ATTACKS[name]
     assert isinstance(registered, RegisteredAttack), f"{name} was registered without @attack"
@@ -150,21 +149,21 @@ def spec_of(name: str) -> AttackSpec:
 
 
 def narrow(part: T, index: Tensor) -> T:
-    """A model or a state for the examples at `index`; the same where it keeps nothing per example."""
+    """The model or state of the examples at `index`; unchanged where it keeps nothing per example."""
     return part.select(index) if isinstance(part, PerExample) else part
 
 
 def gradient(model: Model, x: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """(gradient of the objective with respect to x, objective [batch], logits). Parameters get none.
+    """(gradient of the objective with respect to x, objective [batch], logits). Parameters get no gradients.
 
     Raises:
-        ValueError: the logits do not depend on x differentiably, so that no attack by gradients means anything.
+        ValueError: the logits are not differentiable with respect to x, so that gradient attacks are meaningless.
     """
     leaf = x.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = model(leaf)
         if not logits.requires_grad:
-            raise ValueError("the model passes no gradient to its input; wrap what blocks it with adaptive()")
+            raise ValueError("the model passes no gradient to its input; wrap the blocking stage with adaptive()")
         value = objective(logits)
         (grad,) = torch.autograd.grad(value.sum(), leaf)
     return grad, value.detach(), logits.detach()
@@ -192,10 +191,10 @@ def ascend(
 
 
 def finite_budgets(threat: ThreatModel, x: Tensor) -> Tensor:
-    """eps per example, [batch]; an infinite one becomes the size of the whole legal range.
+    """eps per example, [batch]; an infinite eps is replaced by the size of the full legal range.
 
     Raises:
-        ValueError: an infinite eps where the range is infinite too.
+        ValueError: both eps and the legal range are infinite.
     """
     eps = threat.budgets(x)
     span = threat.bounds[1] - threat.bounds[0]
@@ -206,14 +205,14 @@ def finite_budgets(threat: ThreatModel, x: Tensor) -> Tensor:
     return eps.clamp(max=span)
 
 
-def every(x: Tensor) -> int:
-    """Steps between two looks at which examples are done: a look makes a GPU wait, and costs a CPU nothing."""
+def check_interval(x: Tensor) -> int:
+    """Steps between two checks which examples are done: a check forces a GPU to synchronize and is free on a CPU."""
     return 10 if x.is_cuda else 1
 
 
 @dataclass(eq=False)
 class Best:
-    """The best iterate of every example: a success before a failure, then the higher value.
+    """The best iterate of every example: successes rank before failures, then higher values before lower ones.
 
     Attributes:
         x: the iterates, [batch, ...].
@@ -227,12 +226,13 @@ class Best:
 
     @classmethod
     def of(cls, x: Tensor) -> Self:
-        """At the start: the inputs themselves, which any iterate improves on."""
+        """Initial state: the inputs x [batch, ...] themselves, with the lowest value."""
         success = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         return cls(x.clone(), x.new_full((len(x),), -math.inf), success)
 
     def update(self, x_adv: Tensor, value: Tensor, success: Tensor, first: bool) -> None:
-        """Take what is better; with `first`, the first success stays. A NaN is never better."""
+        """Replace the iterates that x_adv improves on; with `first`, an example keeps its first success. NaN never
+        improves."""
         better = (success & ~self.success) | ((success == self.success) & (value > self.value))
         if first:
             better &= ~self.success
@@ -244,7 +244,7 @@ class Best:
         return type(self)(self.x[index], self.value[index], self.success[index])
 
     def put(self, index: Tensor, part: Best) -> None:
-        """Write the examples at `index` back; a part that is the whole already is there."""
+        """Store `part`, the best iterates of the examples at `index`; nothing to do where it is this object."""
         if part is self:
             return
         self.x[index], self.value[index], self.success[index] = part.x, part.value, part.success

@@ -1,4 +1,4 @@
-"""The section [ATTACK]: what is attacked, where, how strongly, and what is measured."""
+"""The config section [ATTACK]: attacks, representation, budgets, and what is measured."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from src.threat import Budget, Eps
 from src.victims.victim import WAVEFORM
 
 NOT_IN_ROWS = ("names", "eps", "batch_size", "checks")
-"""Keys that rows do not depend on, or that stand in the rows themselves."""
+"""Keys that rows do not depend on, or that are columns of the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackSettings:
-    """What is attacked, where and how strongly.
+    """Which attacks run, at which representation and with which budgets.
 
     Args:
         names: attacks to run, one after the other.
         stage: representation that is attacked: waveform, magnitude, mel, log_mel, or another stage of the model.
-        norm: of the perturbation at that stage; a minimum-norm attack that lacks it uses its own.
+        norm: of the perturbation at that stage; a minimum-norm attack that does not support it uses its default norm.
         eps: budgets, each in units of the stage or as an SNR such as 30 dB; minimum-norm attacks ignore them.
-        mask: keep the perturbation out of the padding, out of the padding and all silence, or none.
-        silence_db: a 20-ms frame this far below the clip's loudest one is silence.
-        targeted: aim at a random other label, drawn per clip, instead of any error.
-        adaptive: attack through BPDA and EOT where a stage needs it.
+        mask: exclude the padding from the perturbation, the padding and all silence, or nothing (none).
+        silence_db: a 20-ms frame is silence if its energy is this far below that of the clip's loudest frame.
+        targeted: aim at a random other label, drawn per clip, instead of any misclassification.
+        adaptive: attack through BPDA and EOT where a stage needs them.
         eot_draws: draws of EOT per gradient.
-        batch_size: clips attacked together; the results do not depend on it.
+        batch_size: clips per batch; the results do not depend on it.
         seed: of targets, random starts and noise.
-        wavs: clips per model, attack and eps whose wavs and figure are kept.
+        wavs: clips per model, attack and eps for which wavs and a figure are saved.
         speech: measure PESQ and STOI, which are defined for speech only.
-        checks: clips on which every attack is searched for signs of failure; 0 for none.
+        checks: clips on which every attack is checked for signs of failure; 0 for none.
     """
 
     names: Listed[ATTACKS.Name] = ("fgsm", "pgd", "cw")  # type: ignore[name-defined]
@@ -58,5 +58,5 @@ class AttackSettings:
             raise ValueError(f"an eps in dB needs the norm linf or l2, not {self.norm}")
 
     def identity(self) -> dict[str, Any]:
-        """Everything that a row depends on and that does not stand in it, as plain values."""
+        """Everything that a row depends on and that is not one of its columns, as plain values."""
         return {key: value for key, value in vars(self).items() if key not in NOT_IN_ROWS}

@@ -1,1 +1,1 @@
-"""Attacks made for sound: bands, rooms, masking, gains, levels."""
+"""Attacks specific to audio: frequency bands, room acoustics, masking, time-frequency gains, SNR budgets."""

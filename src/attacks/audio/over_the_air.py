@@ -1,8 +1,8 @@
-"""Perturbations that outlive playback: expectation over transformation (Athalye et al. 2018; over the air as in Qin et
-al. 2019 and Yakura and Sakuma 2019) over time offsets, room impulse responses, a loudspeaker's band and the level.
+"""Over-the-air attacks: PGD with expectation over transformation (Athalye et al. 2018; for playback Qin et al. 2019 and
+Yakura and Sakuma 2019) over time offsets, room impulse responses, the band of a loudspeaker and the level.
 
-Rooms are made up: a direct path followed by noise that decays by 60 dB in a random reverberation time. Everything is
-one linear filter per clip, applied by FFT."""
+Room impulse responses are synthetic: a direct path followed by noise that decays by 60 dB within a random reverberation
+time. Each simulated playback is one linear filter per clip, applied by FFT."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def playback(
     high_hz: float,
     level_db: float,
 ) -> Tensor:
-    """The filter of one random playback per example: its frequency response for FFTs of `padded(x, ...)` samples.
+    """Frequency response of one random playback per example, for FFTs of `fft_length(x, ...)` samples.
 
     Args:
         x: clips, [batch, time].
@@ -46,36 +46,36 @@ def playback(
     Returns:
         response [batch, bins], complex.
     """
-    n = padded(x, sample_rate, shift_s, reverberation_s)
-    drawn = rng.uniform(x.new_empty(len(x), 3))
+    n = fft_length(x, sample_rate, shift_s, reverberation_s)
+    random_numbers = rng.uniform(x.new_empty(len(x), 3))
     frequency = torch.fft.rfftfreq(n, 1 / sample_rate, device=x.device, dtype=x.dtype)
     tail = round(reverberation_s * sample_rate)
     response = torch.complex(torch.ones_like(frequency), torch.zeros_like(frequency)).expand(len(x), -1)
     if tail:
         seconds = torch.arange(1, tail + 1, device=x.device) / sample_rate
         # From a tenth of the longest time to all of it; the tail carries as much energy as the direct path at most.
-        time = reverberation_s * (0.1 + 0.9 * drawn[:, :1])
-        noise = rng.normal(x.new_empty(len(x), tail)) * torch.exp(-math.log(1000) * seconds / time)
+        decay_seconds = reverberation_s * (0.1 + 0.9 * random_numbers[:, :1])
+        noise = rng.normal(x.new_empty(len(x), tail)) * torch.exp(-math.log(1000) * seconds / decay_seconds)
         noise = noise / noise.norm(dim=1, keepdim=True).clamp_min(1e-30) * rng.uniform(x.new_empty(len(x), 1))
         response = response + torch.fft.rfft(torch.cat([torch.zeros_like(noise[:, :1]), noise], 1), n=n)
     if low_hz:
         response = response * (frequency / low_hz).clamp(max=1) ** 2
     if high_hz:
         response = response * (high_hz / frequency.clamp_min(1e-9)).clamp(max=1) ** 2
-    offset = ((2 * drawn[:, 1:2] - 1) * shift_s * sample_rate).round().long()
-    # Whole turns go before the phase is a float, which would round thousands of them.
+    offset = ((2 * random_numbers[:, 1:2] - 1) * shift_s * sample_rate).round().long()
+    # Full turns of the phase are removed in integer arithmetic: float32 would round thousands of them.
     turns = (offset * torch.arange(len(frequency), device=x.device)) % n
     response = response * torch.exp(-2j * math.pi / n * turns)
-    return response * 10 ** ((2 * drawn[:, 2:] - 1) * level_db / 20)
+    return response * 10 ** ((2 * random_numbers[:, 2:] - 1) * level_db / 20)
 
 
-def padded(x: Tensor, sample_rate: int, shift_s: float, reverberation_s: float) -> int:
-    """FFT length at which nothing wraps into the clip."""
+def fft_length(x: Tensor, sample_rate: int, shift_s: float, reverberation_s: float) -> int:
+    """FFT length that avoids circular wrap-around into the clip."""
     return x.shape[1] + math.ceil((shift_s + reverberation_s) * sample_rate) + 1
 
 
 def play(x: Tensor, response: Tensor, n: int) -> Tensor:
-    """x [batch, time] through the filters, cut to its own time span and to [-1, 1]."""
+    """Filter x [batch, time] by `response` [batch, bins]; the result has the length of x, clipped to [-1, 1]."""
     return torch.fft.irfft(torch.fft.rfft(x, n=n) * response, n=n)[:, : x.shape[1]].clamp(-1, 1)
 
 
@@ -101,43 +101,43 @@ def over_the_air(
 ) -> Tensor:
     """PGD on the mean loss over random playbacks: offset, room, loudspeaker and level.
 
-    Every step sees the clip itself and `draws` playbacks; nothing stops at a first success, which says little about
-    the next room. Of the iterates that fool the model directly, the one that fools the largest share of its step's
-    playbacks is returned.
+    Every step uses the clip itself and `draws` playbacks. There is no early exit: one success says little about the
+    next room. Of the iterates that fool the model directly, the one that fools the largest share of the playbacks of
+    its step is returned.
 
     Args:
         steps: gradient steps.
         step: step size in units of eps / steps.
-        draws: playbacks per step, drawn anew each time.
+        draws: playbacks per step, redrawn at every step.
         shift_s: largest offset in either direction, seconds.
         reverberation_s: longest reverberation time of a room, seconds; 0 for no room.
         low_hz: lower edge of the loudspeaker's band, Hz; 0 for none.
         high_hz: upper edge, Hz; 0 for none.
         level_db: largest change of level in either direction, dB.
-        loss: what the steps climb.
+        loss: objective that the steps maximize.
     """
-    n = padded(x, sample_rate, shift_s, reverberation_s)
+    n = fft_length(x, sample_rate, shift_s, reverberation_s)
     size = column(finite_budgets(threat, x) * (step / steps), x)
     best, x_adv = Best.of(x), x
     for _ in range(steps + 1):
         total, value, logits = gradient(model, x_adv, lambda logits: LOSSES[loss](logits, y, targeted))
-        direct, share = fooled(logits, y, targeted), torch.zeros_like(value)
+        fools_directly, share = fooled(logits, y, targeted), torch.zeros_like(value)
         for _ in range(draws):
             response = playback(
                 x, rng, sample_rate=sample_rate, shift_s=shift_s, reverberation_s=reverberation_s,
                 low_hz=low_hz, high_hz=high_hz, level_db=level_db,
             )  # fmt: skip
-            grad, heard, logits = gradient(
+            grad, playback_loss, logits = gradient(
                 lambda x_adv, response=response: model(play(x_adv, response, n)),  # type: ignore[misc]
                 x_adv,
                 lambda logits: LOSSES[loss](logits, y, targeted),
             )
             total += grad
-            value = value + heard
+            value = value + playback_loss
             share += fooled(logits, y, targeted) / draws
-        # The share decides; the loss, squeezed below one draw, breaks ties.
+        # The share ranks first; the loss, scaled to less than one draw, breaks ties.
         rank = share + torch.sigmoid(value / (draws + 1)) / (draws + 1)
-        best.update(x_adv, rank, direct, first=False)
+        best.update(x_adv, rank, fools_directly, first=False)
         x_adv = threat.project(x_adv + size * threat.ascent(total), x)
     return best.x
 
@@ -163,9 +163,9 @@ def time_shift(
     Args:
         steps: gradient steps.
         step: step size in units of eps / steps.
-        draws: offsets per step, drawn anew each time.
+        draws: offsets per step, redrawn at every step.
         shift_s: largest offset in either direction, seconds.
-        loss: what the steps climb.
+        loss: objective that the steps maximize.
     """
     return over_the_air(
         model, x, y, threat, rng=rng, targeted=targeted, sample_rate=sample_rate, steps=steps, step=step,

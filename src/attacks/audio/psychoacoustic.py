@@ -1,8 +1,8 @@
-"""Perturbations below the masking threshold of their clip (Qin et al. 2019), in two stages: first fool the model under
-an linf budget that shrinks with every success, then trade the adversarial loss against the hinge of the perturbation's
-level over the threshold.
+"""Psychoacoustic attack (Qin et al. 2019): perturbations below the masking threshold of the clip, in two stages. The
+first fools the model under an linf budget that shrinks at every success; the second weighs the adversarial loss against
+a hinge loss on the perturbation's level above the threshold.
 
-The two gradients are brought to unit norm before they are weighed, so that alpha means the same for every model."""
+Both gradients are normalized before they are weighed, so that alpha has the same meaning for every model."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from src.threat import ThreatModel, column, norm_of
 
 @dataclass(frozen=True, eq=False)
 class Masking:
-    """The masking threshold of clips, and how far perturbations exceed it.
+    """The masking threshold of clips, and by how much perturbations exceed it.
 
     Attributes:
         threshold: dB, [batch, frames, bins].
-        shift: from the level of a waveform to the scale of the threshold, dB, [batch].
+        shift: added to the level of a waveform, gives it on the scale of the threshold, dB, [batch].
         n_fft: DFT length of the threshold, samples.
     """
 
@@ -42,16 +42,16 @@ class Masking:
         return cls(*masking_threshold(_padded(x, n_fft), sample_rate, n_fft), n_fft)
 
     def excess(self, delta: Tensor) -> Tensor:
-        """dB over the threshold per bin, 0 where below: [batch, time] -> [batch, frames, bins]."""
+        """Level above the threshold per bin, dB, 0 where below: [batch, time] -> [batch, frames, bins]."""
         level = power_level(_padded(delta, self.n_fft), self.n_fft) + self.shift[:, None, None]
         return (level - self.threshold).clamp_min(0)
 
     def loss(self, delta: Tensor) -> Tensor:
-        """Mean dB over the threshold, [batch]."""
+        """Mean level above the threshold, dB, [batch]."""
         return self.excess(delta).mean((1, 2))
 
     def share(self, delta: Tensor) -> Tensor:
-        """Share of the bins that are over the threshold, [batch]."""
+        """Share of the bins that are above the threshold, [batch]."""
         return (self.excess(delta) > 0).float().mean((1, 2))
 
     def select(self, index: Tensor) -> Self:
@@ -59,7 +59,7 @@ class Masking:
 
 
 def _padded(x: Tensor, n_fft: int) -> Tensor:
-    """Silence around the clip, so that its ends are weighed like its middle."""
+    """x with silence at both ends, so that its first and last samples are covered by as many frames as the others."""
     return F.pad(x, (n_fft, n_fft + -x.shape[1] % n_fft))
 
 
@@ -82,39 +82,38 @@ def psychoacoustic(
     alpha: Positive = 0.05,
     loss: LossName = "cross_entropy",
 ) -> Tensor:
-    """Fool under a shrinking linf budget, then sink the perturbation below the clip's masking threshold.
+    """Perturbation below the masking threshold: fool the model under a shrinking linf budget, then reduce audibility.
 
     Args:
         n_fft: DFT length of the masking threshold, samples.
-        steps: of the first stage.
-        masking_steps: of the second stage; 0 leaves it out.
-        step: first stage, in units of the current eps.
-        masking_step: second stage: root mean square change of a sample per step, in units of the first stage's
-            perturbation's.
-        shrink: what eps is multiplied by at a success of the first stage.
-        alpha: first weight of the masking loss; it grows by 1.2 at a success and shrinks by 0.8 at a failure.
-        loss: what the steps climb.
+        steps: gradient steps of the first stage.
+        masking_steps: gradient steps of the second stage; 0 leaves it out.
+        step: step size of the first stage, in units of the current eps.
+        masking_step: l2 norm of a step of the second stage, in units of the norm of the first stage's perturbation.
+        shrink: factor of eps at a success of the first stage.
+        alpha: initial weight of the masking loss, multiplied by 1.2 at a success and by 0.8 at a failure.
+        loss: objective that the steps maximize.
     """
     best = _shrinking(model, x, y, threat, targeted=targeted, steps=steps, step=step, shrink=shrink, loss=loss)
     batch = ActiveBatch(model, x, y, threat, rng, targeted, best)
-    batch.keep(best.success)  # only what fooled the model can be made quieter
+    batch.keep(best.success)  # the second stage starts from a success
     if not len(batch) or not masking_steps:
         return best.x
-    model, x, y, threat, part = batch.model, batch.x, batch.y, batch.threat, batch.best
+    model, x, y, threat, active_best = batch.model, batch.x, batch.y, batch.threat, batch.best
     masking = Masking.of(x, sample_rate, n_fft)
-    x_adv, weight = part.x, torch.full_like(part.value, alpha)
-    part.value = -masking.loss(x_adv - x)
-    pace = norm_of(x_adv - x, "l2") * masking_step
+    x_adv, weight = active_best.x, torch.full_like(active_best.value, alpha)
+    active_best.value = -masking.loss(x_adv - x)
+    step_size = norm_of(x_adv - x, "l2") * masking_step
     for iteration in range(masking_steps):
         grad, _, logits = gradient(model, x_adv, lambda logits: LOSSES[loss](logits, y, targeted))
         masking_grad, mean_excess = _masking_gradient(masking, x_adv - x)
         success = fooled(logits, y, targeted)
-        part.update(x_adv, -mean_excess, success, first=False)
+        active_best.update(x_adv, -mean_excess, success, first=False)
         weight = weight * torch.where(success, 1.2, 0.8)
         direction = _unit(threat.masked(grad)) - column(weight, x) * _unit(threat.masked(masking_grad))
         decay = 1 - iteration / masking_steps
-        x_adv = threat.project(x_adv + column(decay * pace, x) * _unit(direction), x)
-    part.update(x_adv, -masking.loss(x_adv - x), fooled(model(x_adv), y, targeted), first=False)
+        x_adv = threat.project(x_adv + column(decay * step_size, x) * _unit(direction), x)
+    active_best.update(x_adv, -masking.loss(x_adv - x), fooled(model(x_adv), y, targeted), first=False)
     return batch.finish()
 
 
@@ -130,7 +129,7 @@ def _shrinking(
     shrink: float,
     loss: LossName,
 ) -> Best:
-    """Signed gradient steps; every success shrinks its example's eps. The success under the smallest eps is kept."""
+    """First stage: signed gradient steps; a success shrinks the eps of its example. Keeps the success of least norm."""
     eps = finite_budgets(threat, x)
     best, x_adv = Best.of(x), x
     for _ in range(steps):
@@ -147,7 +146,7 @@ def _shrinking(
 
 
 def _masking_gradient(masking: Masking, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """(gradient, value) of the mean excess."""
+    """Gradient [batch, time] and value [batch] of the masking loss."""
     leaf = delta.detach().requires_grad_(True)
     with torch.enable_grad():
         value = masking.loss(leaf)

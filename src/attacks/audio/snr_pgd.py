@@ -1,5 +1,5 @@
-"""PGD with the same signal-to-noise ratio for every clip instead of the same size: a loud clip hides more than a
-quiet one."""
+"""PGD with the same signal-to-noise ratio for every clip instead of the same eps: a loud clip hides a larger
+perturbation than a quiet one."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def snr_pgd(
     loss: LossName = "cross_entropy",
     early_exit: bool = True,
 ) -> Tensor:
-    """PGD whose eps comes from each clip's power; a smaller eps of the threat model still holds.
+    """PGD with an eps derived from the power of each clip; a smaller eps of the threat model still applies.
 
     Args:
-        snr_db: least signal-to-noise ratio, dB.
+        snr_db: lowest signal-to-noise ratio, dB.
         steps: gradient steps.
-        loss: what the steps climb.
-        early_exit: an example stops at its first success; otherwise its loss is raised to the end.
+        loss: objective that the steps maximize.
+        early_exit: an example stops at its first success; otherwise its loss is maximized to the end.
     """
     eps = Budget(snr_db, is_snr=True).eps(x, threat.norm, threat.mask).minimum(threat.budgets(x))
     return pgd(

@@ -1,1 +1,1 @@
-"""Random perturbations of an attack's size, which an attack has to beat."""
+"""Random controls: perturbations of an attack's size without its direction, which an attack has to outperform."""

@@ -1,4 +1,4 @@
-"""Random perturbations of the same size as an attack's: what they do not break, the attack breaks by its direction."""
+"""Random perturbations with the full budget as their norm: the difference to an attack is due to its direction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NORMS = ("linf", "l2", "l1")
 
 
 def scaled(noise: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
-    """x plus the noise, scaled to the whole budget, within bounds and mask. [batch, ...]."""
+    """x plus the noise, scaled to the full budget, within bounds and mask. [batch, ...]."""
     noise = threat.masked(noise)
     size = column(norm_of(noise, threat.norm), x).clamp_min(torch.finfo(x.dtype).tiny)
     return threat.project(x + noise / size * column(finite_budgets(threat, x), x), x)
@@ -23,7 +23,7 @@ def scaled(noise: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
 def random_signs(
     model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, rng: RandomStreams, targeted: bool
 ) -> Tensor:
-    """Control: every entry moves by the same amount, with a random sign."""
+    """Control: every entry changes by the same amount, with a random sign."""
     return scaled(rng.signs(x), x, threat)
 
 
@@ -31,7 +31,7 @@ def random_signs(
 def random_uniform(
     model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, rng: RandomStreams, targeted: bool
 ) -> Tensor:
-    """Control: uniform noise with the whole budget as its norm."""
+    """Control: uniform noise with the full budget as its norm."""
     return scaled(2 * rng.uniform(x) - 1, x, threat)
 
 
@@ -39,5 +39,5 @@ def random_uniform(
 def random_gaussian(
     model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, rng: RandomStreams, targeted: bool
 ) -> Tensor:
-    """Control: Gaussian noise with the whole budget as its norm."""
+    """Control: Gaussian noise with the full budget as its norm."""
     return scaled(rng.normal(x), x, threat)

@@ -1,5 +1,5 @@
-"""The sharpest random control: an attack's own perturbation with its moments in random order. It keeps the size of
-every entry, hence every norm, and loses only how the perturbation fits the clip."""
+"""The strictest control: the perturbation of an attack, shuffled along time. This keeps the size of every entry, hence
+every norm, and destroys only the alignment of the perturbation with the clip."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from src.registry import ATTACKS
 from src.threat import ThreatModel
 
 
-def check(options: Mapping[str, Any]) -> None:
+def check_attack(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for an attack whose perturbation cannot be shuffled: this one, or one fitted to other clips."""
     spec = spec_of(options["attack"])
     if spec.name == "time_shuffled" or spec.fitted:
         raise ValueError(f"attack = {spec.name}: name another attack whose perturbation is made for each clip")
@@ -27,7 +28,7 @@ def check(options: Mapping[str, Any]) -> None:
     norms=("linf", "l2", "l1"),
     access="gradients",
     needs_sample_rate=True,
-    check_options=check,
+    check_options=check_attack,
 )
 def time_shuffled(
     model: Model,
@@ -51,10 +52,10 @@ def time_shuffled(
 
 
 def shuffled(delta: Tensor, threat: ThreatModel, rng: RandomStreams) -> Tensor:
-    """delta [batch, ..., time] with the moments that the mask allows in random order."""
+    """delta [batch, ..., time] with the time steps that the mask allows in random order."""
     allowed = torch.ones_like(delta, dtype=torch.bool) if threat.mask is None else threat.mask.expand_as(delta)
-    open_ = allowed.flatten(1, -2).any(1) if delta.dim() > 2 else allowed
-    places = (~open_).to(torch.int8).argsort(dim=1, stable=True)
-    source = (rng.uniform(delta.new_empty(open_.shape)) + 2 * ~open_).argsort(dim=1, stable=True)
-    order = torch.empty_like(places).scatter(1, places, source)
+    movable = allowed.flatten(1, -2).any(1) if delta.dim() > 2 else allowed
+    positions = (~movable).to(torch.int8).argsort(dim=1, stable=True)
+    source = (rng.uniform(delta.new_empty(movable.shape)) + 2 * ~movable).argsort(dim=1, stable=True)
+    order = torch.empty_like(positions).scatter(1, positions, source)
     return delta.gather(-1, order.reshape(len(delta), *[1] * (delta.dim() - 2), -1).expand_as(delta))

@@ -1,1 +1,1 @@
-"""Attacks that follow gradients within a budget."""
+"""Gradient attacks within a budget."""

@@ -1,8 +1,8 @@
-"""Auto-PGD (Croce and Hein 2020): momentum, and a step that halves by example at fixed checkpoints when the loss
-oscillates or stalls, going on from the best point. In l1 the sparse variant of Croce and Hein (2021), whose share of
-changed entries adapts, run in balls of three, two and one times eps; its steps keep the sizes of the gradient's entries
-where the paper takes signs, as equal steps never let one entry win. The first step is 2 eps: with much fewer steps
-than 100 it is weaker than plain PGD."""
+"""Auto-PGD (Croce and Hein 2020): PGD with momentum and a step size per example, halved at fixed checkpoints when the
+loss oscillates or stalls; the iteration then restarts from the best point. In l1 the sparse variant of Croce and
+Hein (2021) with an adaptive share of changed entries, run in balls of three, two and one times eps; its steps are
+proportional to the gradient where the paper takes signs, because equal steps never concentrate on one entry. The first
+step size is 2 eps: with far fewer than 100 steps it is weaker than plain PGD."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import Best, Model, attack, every, finite_budgets, gradient
+from src.attacks.core import Best, Model, attack, check_interval, finite_budgets, gradient
 from src.attacks.gradients.pgd import check_restarts
 from src.losses import LOSSES, LossName, fooled
 from src.random_streams import RandomStreams
@@ -21,10 +21,10 @@ from src.registry import Count
 from src.threat import ThreatModel, column, norm_of
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(logits, y, aim) -> what is climbed, [batch]."""
+"""(logits, y, target) -> value to maximize, [batch]."""
 MOMENTUM = 0.75
 FALLING = 0.75
-"""Halve the step when fewer than this share of the steps since the last checkpoint raised the loss."""
+"""The step size is halved when fewer than this share of the steps since the last checkpoint raised the loss."""
 
 
 @attack("apgd", kind="budget", norms=("linf", "l2", "l1"), access="gradients", check_options=check_restarts)
@@ -42,19 +42,19 @@ def apgd(
     loss: LossName = "cross_entropy",
     early_exit: bool = True,
 ) -> Tensor:
-    """PGD that tunes its own step size; the best point of all steps and restarts is returned.
+    """PGD with an adaptive step size; returns the best point of all steps and restarts.
 
     Args:
-        steps: gradient steps per restart; the schedule is made for 100.
-        restarts: independent runs from random starts; each example keeps its best.
-        random_start: begin at a random point of the ball.
-        loss: what the steps climb.
-        early_exit: an example stops at its first success; otherwise its loss is raised to the end.
+        steps: gradient steps per restart; the step size schedule is designed for 100.
+        restarts: independent runs from random starts; each example keeps its best point.
+        random_start: start from a random point of the ball.
+        loss: objective that the steps maximize.
+        early_exit: an example stops at its first success; otherwise its loss is maximized to the end.
     """
     threat = replace(threat, eps=finite_budgets(threat, x))
     best = Best.of(x)
     for _ in range(restarts):
-        climb(
+        maximize(
             ActiveBatch(model, x, y, threat, rng, targeted, best), y, random_start=random_start, steps=steps,
             early_exit=early_exit, objective=lambda logits, y, _: LOSSES[loss](logits, y, targeted),
         )  # fmt: skip
@@ -75,67 +75,67 @@ def apgd_targeted(
     random_start: bool = True,
     early_exit: bool = True,
 ) -> Tensor:
-    """APGD towards each of the most likely other classes in turn, with the targeted DLR loss; any wrong label counts.
+    """APGD with the targeted DLR loss towards each of the most likely other classes in turn; any wrong label counts.
 
     With fewer than 4 classes the loss is the difference of the two logits.
 
     Args:
         steps: gradient steps per target.
-        targets: other classes tried, the most likely first; all there are, where there are fewer.
-        random_start: begin at a random point of the ball.
-        early_exit: an example stops at its first success; otherwise its loss is raised to the end.
+        targets: number of other classes that are tried, the most likely first.
+        random_start: start from a random point of the ball.
+        early_exit: an example stops at its first success; otherwise its loss is maximized to the end.
     """
     threat = replace(threat, eps=finite_budgets(threat, x))
     order = model(x).scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
     best = Best.of(x)
     for rank in range(min(targets, order.shape[1] - 1)):
-        # Values of different targets do not compare, so every run ranks its failures anew.
+        # Loss values of different targets are not comparable, so every run ranks its failures afresh.
         best.value.fill_(-torch.inf)
-        climb(
+        maximize(
             ActiveBatch(model, x, y, threat, rng, False, best), order[:, rank], random_start=random_start, steps=steps,
             early_exit=early_exit, objective=_towards,
         )  # fmt: skip
     return best.x
 
 
-def _towards(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
-    """Targeted DLR: logit of the aim minus the label's, over the largest minus the mean of third and fourth."""
-    gap = (logits.gather(1, aim[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+def _towards(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Targeted DLR: logit of the target minus the label's, over the largest minus the mean of third and fourth."""
+    gap = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
     if logits.shape[1] < 4:
         return gap
     top = logits.topk(4, dim=1).values
     return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
-def climb(
-    batch: ActiveBatch, aim: Tensor, *, random_start: bool, steps: int, early_exit: bool, objective: Objective
+def maximize(
+    batch: ActiveBatch, target: Tensor, *, random_start: bool, steps: int, early_exit: bool, objective: Objective
 ) -> None:
-    """One run; with `early_exit` only of the examples without a success. What it finds goes into the batch's best."""
+    """One run of APGD, with `early_exit` only on the examples without a success; updates the best of the batch."""
     if early_exit:
-        (aim,) = batch.keep(~batch.best.success, aim)
+        (target,) = batch.keep(~batch.best.success, target)
         if not len(batch):
             return
     x, threat, x_adv = batch.x, batch.threat, batch.x
     balls = [(steps, 1.0)]
     if threat.norm == "l1" and steps >= 10:
-        long = int(0.3 * steps)
-        balls = [(long, 3.0), (long, 2.0), (steps - 2 * long, 1.0)]
-    for number, (length, scale) in enumerate(balls):
+        wide_steps = int(0.3 * steps)
+        balls = [(wide_steps, 3.0), (wide_steps, 2.0), (steps - 2 * wide_steps, 1.0)]
+    for ball_index, (length, scale) in enumerate(balls):
         ball = replace(threat, eps=threat.budgets(x) * scale)
-        if number == 0 and random_start:
+        if ball_index == 0 and random_start:
             x_adv = ball.random_start(x, batch.rng)
-        outside = scale > 1  # too far away to count: only a start for the next ball
+        outside = scale > 1  # exceeds the budget: only the starting point for the next ball
         best = Best.of(x) if outside else batch.best
-        run = _Climb(ActiveBatch(batch.model, x, batch.y, ball, batch.rng, batch.targeted, best), objective, length)
-        x_adv = run.climb(aim, ball.project(x_adv, x), early_exit and not outside)
+        run = _Run(ActiveBatch(batch.model, x, batch.y, ball, batch.rng, batch.targeted, best), objective, length)
+        x_adv = run.maximize(target, ball.project(x_adv, x), early_exit and not outside)
     batch.finish()
 
 
 @dataclass
 class _State:
-    """What belongs to the examples still in the batch, [batch] or [batch, ...]."""
+    """State of the active examples, [batch] or [batch, ...] each."""
 
-    aim: Tensor
+    target: Tensor
     x_adv: Tensor
     previous: Tensor
     """The point before x_adv."""
@@ -160,63 +160,63 @@ class _State:
         return _State(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
-class _Climb:
-    """One run inside one ball."""
+class _Run:
+    """One run of APGD inside one ball."""
 
     def __init__(self, batch: ActiveBatch, objective: Objective, steps: int):
         self.batch, self.objective, self.steps = batch, objective, steps
         self.sparse = batch.threat.norm == "l1"
 
-    def climb(self, aim: Tensor, x_adv: Tensor, early_exit: bool) -> Tensor:
-        """Update the best and return the points of highest loss (of all examples only without early exit)."""
+    def maximize(self, target: Tensor, x_adv: Tensor, early_exit: bool) -> Tensor:
+        """Update the best; returns the points of highest loss, [batch, ...] (active examples only if `early_exit`)."""
         batch, x = self.batch, self.batch.x
-        grad, value = self._look(x_adv, aim, early_exit)
-        eps, none = batch.threat.budgets(x), torch.zeros_like(value)
+        grad, value = self._gradient_at(x_adv, target, early_exit)
+        eps, zeros = batch.threat.budgets(x), torch.zeros_like(value)
         s = _State(
-            aim=aim, x_adv=x_adv, previous=x_adv, grad=grad, value=value, top=value, top_x=x_adv,
-            top_grad=grad, step=eps if self.sparse else 2 * eps, rises=none, checked=value, halved=none + 1,
-            density=none + 0.2, entries=none + x[0].numel(),
+            target=target, x_adv=x_adv, previous=x_adv, grad=grad, value=value, top=value, top_x=x_adv,
+            top_grad=grad, step=eps if self.sparse else 2 * eps, rises=zeros, checked=value, halved=zeros + 1,
+            density=zeros + 0.2, entries=zeros + x[0].numel(),
         )  # fmt: skip
         window = max(int((0.04 if self.sparse else 0.22) * self.steps), 1)
         since = 0
         for iteration in range(self.steps):
-            if early_exit and iteration % every(x) == 0:
+            if early_exit and iteration % check_interval(x) == 0:
                 (s,) = batch.keep(~batch.best.success, s)
                 if not len(batch):
                     break
-            moved = self._sparse_step(s) if self.sparse else self._step(s, 1.0 if iteration == 0 else MOMENTUM)
-            s.previous, s.x_adv = s.x_adv, moved
-            s.grad, value = self._look(moved, s.aim, early_exit)
+            next_x = self._sparse_step(s) if self.sparse else self._step(s, 1.0 if iteration == 0 else MOMENTUM)
+            s.previous, s.x_adv = s.x_adv, next_x
+            s.grad, value = self._gradient_at(next_x, s.target, early_exit)
             s.rises = s.rises + (value > s.value)
             higher = value > s.top
             s.value, s.top = value, torch.where(higher, value, s.top)
-            s.top_x = torch.where(column(higher, x), moved, s.top_x)
+            s.top_x = torch.where(column(higher, x), next_x, s.top_x)
             s.top_grad = torch.where(column(higher, x), s.grad, s.top_grad)
             since += 1
             if since == window:
-                back = self._adapt_sparse(s) if self.sparse else self._adapt(s, window)
-                s.x_adv = torch.where(column(back, x), s.top_x, s.x_adv)
-                s.grad = torch.where(column(back, x), s.top_grad, s.grad)
+                restarting = self._adapt_sparse(s) if self.sparse else self._adapt(s, window)
+                s.x_adv = torch.where(column(restarting, x), s.top_x, s.x_adv)
+                s.grad = torch.where(column(restarting, x), s.top_grad, s.grad)
                 if not self.sparse:
                     window = max(window - max(int(0.03 * self.steps), 1), max(int(0.06 * self.steps), 1))
                 since = 0
         batch.finish()
         return s.top_x
 
-    def _look(self, x_adv: Tensor, aim: Tensor, first: bool) -> tuple[Tensor, Tensor]:
-        """(gradient, value) of the objective at x_adv, which enters the best."""
+    def _gradient_at(self, x_adv: Tensor, target: Tensor, first: bool) -> tuple[Tensor, Tensor]:
+        """(gradient [batch, ...], value [batch]) of the objective at x_adv; updates the best."""
         batch = self.batch
-        grad, value, logits = gradient(batch.model, x_adv, lambda logits: self.objective(logits, batch.y, aim))
+        grad, value, logits = gradient(batch.model, x_adv, lambda logits: self.objective(logits, batch.y, target))
         batch.best.update(x_adv, value, fooled(logits, batch.y, batch.targeted), first)
         return grad, value
 
     def _step(self, s: _State, share: float) -> Tensor:
         x, threat = self.batch.x, self.batch.threat
-        ahead = threat.project(s.x_adv + column(s.step, x) * threat.ascent(s.grad), x)
-        return threat.project(s.x_adv + share * (ahead - s.x_adv) + (1 - share) * (s.x_adv - s.previous), x)
+        projected = threat.project(s.x_adv + column(s.step, x) * threat.ascent(s.grad), x)
+        return threat.project(s.x_adv + share * (projected - s.x_adv) + (1 - share) * (s.x_adv - s.previous), x)
 
     def _adapt(self, s: _State, window: int) -> Tensor:
-        """Halve the steps that oscillate or stall; returns where, [batch] bool."""
+        """Halve the step sizes of examples that oscillate or stall; returns which, [batch] bool."""
         stalls = (s.halved == 0) & (s.checked >= s.top)
         halve = (s.rises <= FALLING * window) | stalls
         s.step = torch.where(halve, s.step / 2, s.step)
@@ -233,7 +233,7 @@ class _Climb:
         return threat.project(s.x_adv + column(s.step, x) * direction, x)
 
     def _adapt_sparse(self, s: _State) -> Tensor:
-        """Fewer entries were needed: restart with the full step; otherwise shrink it. Returns where it restarts."""
+        """Restart with the full step size where fewer entries were needed, else shrink it; returns which, [batch]."""
         x = self.batch.x
         eps, entries = self.batch.threat.budgets(x), norm_of(s.top_x - x, "l0")
         fewer = entries < 0.95 * s.entries

@@ -1,5 +1,5 @@
 """AutoAttack (Croce and Hein 2020): APGD with cross-entropy, targeted APGD, a minimum-norm attack (FMN, Pintor et al.
-2021, in place of FAB) and Square, each only on the examples that survived those before."""
+2021, in place of FAB) and Square, each run only on the examples that all earlier ones failed to fool."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def autoattack(
     targets: Count = 9,
     queries: Count = 5000,
 ) -> Tensor:
-    """The standard ensemble without parameters to tune; the worst case per example.
+    """The standard parameter-free ensemble of attacks; the worst case per example.
 
-    A member that cannot work in the norm is left out (Square in l1); with a target the second member is APGD with the
-    margin. Targeted DLR needs 4 classes; with fewer the second member climbs the difference of the two logits.
+    A member that does not support the norm is left out (Square in l1). With a target the second member is APGD with the
+    margin loss. Targeted DLR needs 4 classes; with fewer the second member maximizes the difference of the two logits.
 
     Args:
         steps: gradient steps of each white-box run.
-        targets: classes the second member aims at.
-        queries: of Square, per example.
+        targets: classes that the second member aims at.
+        queries: largest number of queries of Square, per example.
     """
     for sign, share in flags(model, x, y, targeted).items():
         if share:
@@ -47,27 +47,27 @@ def autoattack(
     if targeted:
         second = ("apgd", {"steps": steps, "loss": "margin"})
     members = [("apgd", {"steps": steps}), second, ("fmn", {"steps": steps}), ("square", {"queries": queries})]
-    out, batch = x.clone(), ActiveBatch(model, x, y, threat, rng, targeted)
+    x_adv_full, batch = x.clone(), ActiveBatch(model, x, y, threat, rng, targeted)
     batch.keep(~fooled(model(x), y, targeted))
-    for name, keys in members:
+    for name, options in members:
         member = ATTACKS[name]
         if threat.norm not in spec_of(name).norms or not len(batch):
             continue
-        x_adv = member(batch.model, batch.x, batch.y, batch.threat, rng=batch.rng, targeted=targeted, **keys)
-        # A survivor keeps a point of the ball: the last member's.
-        out[batch.index] = x_adv
+        x_adv = member(batch.model, batch.x, batch.y, batch.threat, rng=batch.rng, targeted=targeted, **options)
+        # An example that no member fools keeps the last member's point of the ball.
+        x_adv_full[batch.index] = x_adv
         batch.keep(~fooled(batch.model(x_adv), batch.y, targeted))
-    return out
+    return x_adv_full
 
 
 MEANING = {
-    "randomized": "the model gives other logits in every forward pass; attack it through adaptive()",
-    "zero_gradient": "the gradient is zero; the model masks it, attack it through adaptive()",
+    "randomized": "the logits differ between forward passes; attack the model through adaptive()",
+    "zero_gradient": "the gradient is zero, so the model masks it; attack the model through adaptive()",
 }
 
 
 def flags(model: Model, x: Tensor, y: Tensor, targeted: bool = False) -> dict[str, float]:
-    """AutoAttack's signs of a model that it cannot judge, each as a share of the examples.
+    """AutoAttack's warnings about models that it cannot evaluate reliably, each as a share of the examples.
 
     Returns:
         randomized: logits differ between 5 forward passes.

@@ -1,5 +1,5 @@
 """Fast gradient sign method (Goodfellow et al. 2015) and, with a random start, its fast variant (Wong et al. 2020);
-in l2 and l1 the same single step along the steepest direction of that norm."""
+in l2 and l1 a single step along the steepest direction of that norm."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def fgsm(
     """One step of size eps along the gradient.
 
     Args:
-        loss: what the step climbs.
-        random_start: begin at a random point of the ball.
+        loss: objective that the step maximizes.
+        random_start: start from a random point of the ball.
     """
     start = threat.random_start(x, rng) if random_start else x
     grad, _, _ = gradient(model, start, lambda logits: LOSSES[loss](logits, y, targeted))

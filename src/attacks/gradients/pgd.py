@@ -1,5 +1,5 @@
 """Projected gradient descent (Madry et al. 2018) in linf, l2 and l1, with restarts and momentum (Dong et al. 2018).
-In l1 a step spreads over the largest entries of the gradient, as in SLIDE (Tramer and Boneh 2019)."""
+In l1 a step changes the largest entries of the gradient, as in SLIDE (Tramer and Boneh 2019)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import Best, Model, attack, every, finite_budgets
+from src.attacks.core import Best, Model, attack, check_interval, finite_budgets
 from src.losses import LOSSES, LossName, fooled
 from src.random_streams import RandomStreams
 from src.registry import Count, Fraction, Positive
@@ -18,6 +18,7 @@ from src.threat import ThreatModel, column, norm_of
 
 
 def check_restarts(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for restarts that would all be the same run."""
     if options["restarts"] > 1 and not options["random_start"]:
         raise ValueError("restarts need random_start = yes: from the same start every run gives the same result")
 
@@ -40,43 +41,45 @@ def pgd(
     early_exit: bool = True,
     sparsity: Fraction = 0.01,
 ) -> Tensor:
-    """Repeated steps up the loss, each projected back; the best iterate of all steps and restarts is returned.
+    """Repeated gradient steps, each projected onto the ball; returns the best iterate of all steps and restarts.
 
     Args:
         steps: gradient steps per restart.
         step: step size in units of eps / steps.
-        restarts: independent runs from random starts; each example keeps its best.
-        random_start: begin at a random point of the ball.
-        momentum: share of the previous direction that is kept.
-        loss: what the steps climb.
-        early_exit: an example stops at its first success; otherwise its loss is raised to the end.
+        restarts: independent runs from random starts; each example keeps its best iterate.
+        random_start: start from a random point of the ball.
+        momentum: weight of the previous direction.
+        loss: objective that the steps maximize.
+        early_exit: an example stops at its first success; otherwise its loss is maximized to the end.
         sparsity: share of the entries that one l1 step changes.
     """
     eps, best = finite_budgets(threat, x), Best.of(x)
     for _ in range(restarts):
-        batch, pace = ActiveBatch(model, x, y, threat, rng, targeted, best), column(eps * (step / steps), x)
+        batch, step_size = ActiveBatch(model, x, y, threat, rng, targeted, best), column(eps * (step / steps), x)
         if early_exit:
-            (pace,) = batch.keep(~best.success, pace)
+            (step_size,) = batch.keep(~best.success, step_size)
             if not len(batch):
                 break
         x_adv = batch.threat.random_start(batch.x, batch.rng) if random_start else batch.x.clone()
         box = batch.threat.box(batch.x) if threat.norm == "linf" else None
         velocity = torch.zeros_like(x_adv) if momentum else None
         for iteration in range(steps):
-            grad = batch.look(x_adv, loss, first=early_exit)
-            if early_exit and iteration % every(x) == 0:
-                x_adv, grad, pace, box, velocity = batch.keep(~batch.best.success, x_adv, grad, pace, box, velocity)
+            grad = batch.gradient_at(x_adv, loss, first=early_exit)
+            if early_exit and iteration % check_interval(x) == 0:
+                x_adv, grad, step_size, box, velocity = batch.keep(
+                    ~batch.best.success, x_adv, grad, step_size, box, velocity
+                )
                 if not len(batch):
                     break
             if velocity is not None:
                 size = column(norm_of(grad, "l1"), grad).clamp_min_(1e-30)
                 grad = velocity.mul_(momentum).add_(grad.div_(size)).clone()
             if box:
-                x_adv.addcmul_(grad.sign_(), pace).clamp_(*box)
+                x_adv.addcmul_(grad.sign_(), step_size).clamp_(*box)
             else:
                 ball = batch.threat
                 direction = ball.ascent(grad) if ball.norm == "l2" else _sparse(ball.masked(grad), sparsity)
-                x_adv = ball.project(x_adv.addcmul_(direction, pace), batch.x)
+                x_adv = ball.project(x_adv.addcmul_(direction, step_size), batch.x)
         if len(batch):
             logits = batch.model(x_adv)
             value, success = LOSSES[loss](logits, batch.y, targeted), fooled(logits, batch.y, targeted)
@@ -86,8 +89,8 @@ def pgd(
 
 
 def _sparse(grad: Tensor, sparsity: float) -> Tensor:
-    """The largest entries of the gradient, scaled to unit l1 norm. Their sizes stay, so that under repeated projection
-    the best entries win."""
+    """The largest entries of the gradient, scaled to unit l1 norm. Their relative sizes are kept, so that repeated
+    projection concentrates on the most effective entries."""
     flat = grad.flatten(1)
     chosen = flat.abs().topk(max(1, round(sparsity * flat.shape[1])), dim=1).indices
     direction = torch.zeros_like(flat).scatter(1, chosen, flat.gather(1, chosen)).view_as(grad)

@@ -40,9 +40,9 @@ def universal(
     Args:
         steps: gradient steps over all clips.
         step: step size in units of eps / steps.
-        momentum: share of the previous direction that is kept.
+        momentum: weight of the previous direction.
         shift_invariant: every step adds the perturbation at a random offset per clip, so that it need not be aligned.
-        loss: what the steps climb.
+        loss: objective that the steps maximize.
     """
     eps = finite_budgets(threat, x).amin()
     common = ThreatModel(threat.norm, eps[None])

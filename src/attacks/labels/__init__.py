@@ -1,1 +1,1 @@
-"""Attacks that see decisions only."""
+"""Decision-based attacks: they see predicted labels only."""

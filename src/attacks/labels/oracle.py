@@ -1,5 +1,5 @@
-"""What attacks by decisions share: a starting point that is misclassified, the way back along a line to the boundary,
-and the count of queries, per example because their searches differ."""
+"""The common parts of the decision-based attacks: label queries counted per example, a misclassified starting point,
+bisection to the decision boundary."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from src.losses import fooled
 from src.threat import ThreatModel, column, norm_of
 
 LEVELS = (1 / 64, 1 / 16, 1 / 4, 1, 4, 16)
-"""Root mean square of the growing noise, in units of the clip's; bisection then finds the finer level."""
+"""Root mean squares of the growing noise, in units of that of the clip; bisection refines the level."""
 WIDTHS = (1, 4, 16, 64)
-"""Moving averages over so many neighbors color the noise: white noise alone reaches too few classes."""
+"""Lengths of the moving averages that color the noise: white noise alone reaches too few classes."""
 
 
 class Oracle:
-    """Decisions for any part of a batch, and how many each example has asked for.
+    """Predicted labels under a limit of queries per example.
+
+    Args:
+        batch: the examples.
+        limit: largest number of queries per example.
 
     Attributes:
         used: queries so far, [batch] long.
@@ -29,51 +33,51 @@ class Oracle:
         self.batch, self.limit = batch, limit
         self.used = torch.zeros(len(batch), dtype=torch.long, device=batch.x.device)
 
-    def ask(self, x_adv: Tensor, who: Tensor) -> Tensor:
-        """Whether x_adv [batch, ...] succeeds, for the examples in `who` [batch] bool that have a query left; False
-        for the others. [batch] bool."""
-        index = (who & (self.used < self.limit)).nonzero().flatten()
-        answer = torch.zeros_like(who)
+    def query(self, x_adv: Tensor, selected: Tensor) -> Tensor:
+        """Whether x_adv [batch, ...] succeeds, [batch] bool: one query for each of the `selected` [batch] bool that has
+        queries left; False for the others."""
+        index = (selected & (self.used < self.limit)).nonzero().flatten()
+        success = torch.zeros_like(selected)
         if len(index):
             self.used[index] += 1
-            model = self.batch.model if len(index) == len(who) else narrow(self.batch.model, index)
-            answer[index] = fooled(model(x_adv[index]), self.batch.y[index], self.batch.targeted)
-        return answer
+            model = self.batch.model if len(index) == len(selected) else narrow(self.batch.model, index)
+            success[index] = fooled(model(x_adv[index]), self.batch.y[index], self.batch.targeted)
+        return success
 
-    def keep(self, stays: Tensor, *state: *State) -> tuple[*State]:
-        """`ActiveBatch.keep`, with the counts."""
-        self.used, state = self.batch.keep(stays, self.used, state)
+    def keep(self, active: Tensor, *state: *State) -> tuple[*State]:
+        """`ActiveBatch.keep`, with the query counts."""
+        self.used, state = self.batch.keep(active, self.used, state)
         return state
 
 
 def start(oracle: Oracle, tries: int) -> tuple[Tensor, Tensor]:
-    """A point of the wanted class: the clean input where it is one already, else noise that grows until it is.
+    """A starting point that succeeds: the clean input if it is misclassified, else the clean input plus growing noise.
 
     Returns:
-        (points, [batch, ...]; whether one was found within `tries` rounds of growing noise, [batch] bool). Where none
-        was found the point is the clean input.
+        (points [batch, ...]; whether they succeed, [batch] bool). Where `tries` rounds of growing noise fail, the point
+        is the clean input.
     """
     batch = oracle.batch
     x, threat = batch.x, batch.threat
-    found = oracle.ask(x, torch.ones(len(x), dtype=torch.bool, device=x.device))
+    succeeds = oracle.query(x, torch.ones(len(x), dtype=torch.bool, device=x.device))
     point = x.clone()
     rms = norm_of(x, "l2") / x[0].numel() ** 0.5
     rms = torch.where(rms > 0, rms, 1.0)
     for attempt in range(tries):
-        index = (~found).nonzero().flatten()
+        index = (~succeeds).nonzero().flatten()
         if not len(index):
             break
-        # Only those that wait draw, or an example's random numbers would depend on its neighbors.
+        # Only pending examples draw noise, so that the random numbers of an example do not depend on the others.
         noise = torch.zeros_like(x)
         noise[index] = batch.rng.select(index).normal(x[index])
         noise = threat.masked(_colored(noise, WIDTHS[attempt % len(WIDTHS)]))
         noise = noise / column(norm_of(noise, "l2") / x[0].numel() ** 0.5, x).clamp_min(1e-30)
         for level in LEVELS:
             candidate = threat.clip(x + noise * column(rms * level, x), x)
-            hit = oracle.ask(candidate, ~found)
+            hit = oracle.query(candidate, ~succeeds)
             point = torch.where(column(hit, x), candidate, point)
-            found = found | hit
-    return point, found
+            succeeds = succeeds | hit
+    return point, succeeds
 
 
 def _colored(noise: Tensor, width: int) -> Tensor:
@@ -92,19 +96,19 @@ def between(x: Tensor, x_adv: Tensor, share: Tensor, norm: str) -> Tensor:
     return x + delta * column(share, x)
 
 
-def bisect(oracle: Oracle, x_adv: Tensor, who: Tensor, steps: int) -> Tensor:
-    """Move the successes x_adv of `who` towards the clean input, to the boundary but still successful, for `steps`
-    queries each."""
+def bisect(oracle: Oracle, x_adv: Tensor, selected: Tensor, steps: int) -> Tensor:
+    """Move the successes x_adv [batch, ...] of the `selected` examples [batch] bool towards the clean input by `steps`
+    bisections of one query each; the results still succeed."""
     batch = oracle.batch
     low, high = x_adv.new_zeros(len(x_adv)), x_adv.new_ones(len(x_adv))
     for _ in range(steps):
         middle = (low + high) / 2
-        hit = oracle.ask(batch.threat.clip(between(batch.x, x_adv, middle, batch.threat.norm), batch.x), who)
+        hit = oracle.query(batch.threat.clip(between(batch.x, x_adv, middle, batch.threat.norm), batch.x), selected)
         low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
-    closer = batch.threat.clip(between(batch.x, x_adv, high, batch.threat.norm), batch.x)
-    return torch.where(column(who & (high < 1), x_adv), closer, x_adv)
+    nearer = batch.threat.clip(between(batch.x, x_adv, high, batch.threat.norm), batch.x)
+    return torch.where(column(selected & (high < 1), x_adv), nearer, x_adv)
 
 
 def within(threat: ThreatModel, x_adv: Tensor, x: Tensor) -> Tensor:
-    """x_adv, projected only where it is not legal: rounding in a needless projection could undo a success."""
+    """x_adv, projected only where it violates the threat model: the rounding of a projection could undo a success."""
     return torch.where(column(threat.contains(x_adv, x), x), x_adv, threat.project(x_adv, x))

@@ -1,1 +1,1 @@
-"""Attacks that look for the smallest perturbation, by gradients."""
+"""Minimum-norm attacks by gradients: they minimize the perturbation."""

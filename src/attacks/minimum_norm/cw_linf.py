@@ -1,6 +1,6 @@
-"""Carlini and Wagner's smallest linf perturbation (2017): minimise the mean excess of |delta| over a level tau plus
-c * max(0, -margin), from the last solution on; each success lowers tau below it, each failure raises c. Lengths are in
-units of the linf distance that the first gradient predicts, the margin in units of the clean one."""
+"""Carlini and Wagner's smallest linf perturbation (2017): minimize the mean excess of |delta| over a level tau plus
+c * max(0, -margin), starting from the previous solution; a success lowers tau below its norm, a failure raises c.
+Lengths are in units of the linf distance that the first gradient predicts, margins in units of the clean margin."""
 
 from __future__ import annotations
 
@@ -30,43 +30,43 @@ def cw_linf(
     decay: Fraction = 0.9,
     shrink_steps: Natural = 10,
 ) -> Tensor:
-    """Smallest linf perturbation, by a penalty above a level that falls.
+    """Smallest linf perturbation, by a penalty above a decreasing level.
 
     Args:
         rounds: levels tried.
         steps: Adam steps per level.
         learning_rate: of Adam, in units of the level.
-        initial_c: first weight of the misclassification term.
+        initial_c: initial weight of the misclassification term.
         decay: the next level is this share of the smallest success.
         shrink_steps: forward passes of the final bisection.
     """
 
     def search(batch: Search) -> None:
-        unit, clean = column(batch.reach, x), batch.value.abs().clamp_min(1e-12)
+        scale, clean = column(batch.reach, x), batch.value.abs().clamp_min(1e-12)
         entries = x[0].numel()
         tau, c = torch.full_like(batch.reach, 1.0), torch.full_like(batch.reach, initial_c)
         delta = torch.zeros_like(batch.x)
         for _ in range(rounds):
-            # What sticks out of the level after a success is cut: the penalty would take many steps for it.
+            # The excess over the new level is clipped after a success: the penalty would take many steps to remove it.
             delta = delta.clamp(-column(tau, x), column(tau, x))
-            found = torch.zeros_like(batch.best.success)
+            succeeded = torch.zeros_like(batch.best.success)
             first, second = torch.zeros_like(delta), torch.zeros_like(delta)
             for iteration in range(steps):
-                x_adv = batch.threat.clip(batch.x + delta * unit, batch.x)
+                x_adv = batch.threat.clip(batch.x + delta * scale, batch.x)
                 grad, value, success = batch.probe(x_adv)
-                found |= success
+                succeeded |= success
                 # Both terms have the gradient size of a sum over entries, so c = 1 balances a linear model.
-                pull = entries * c * batch.reach / clean * (value <= batch.goal)
-                push = delta.sign() * (delta.abs() > column(tau, x))
-                slope = push - column(pull, x) * grad
+                attraction = entries * c * batch.reach / clean * (value <= batch.goal)
+                excess_sign = delta.sign() * (delta.abs() > column(tau, x))
+                slope = excess_sign - column(attraction, x) * grad
                 first.mul_(0.9).add_(slope, alpha=0.1)
                 second.mul_(0.999).addcmul_(slope, slope, value=0.001)
-                now = (first / (1 - 0.9 ** (iteration + 1))) / (
+                direction = (first / (1 - 0.9 ** (iteration + 1))) / (
                     (second / (1 - 0.999 ** (iteration + 1))).sqrt() + 1e-12
                 )
-                delta = batch.threat.masked(delta - learning_rate * column(tau, x) * now)
+                delta = batch.threat.masked(delta - learning_rate * column(tau, x) * direction)
             smallest = (batch.size() / batch.reach).minimum(tau)
-            tau = torch.where(found, decay * smallest, torch.where(batch.best.success, tau, tau * 1.5))
-            c = torch.where(found, c, c * 2)
+            tau = torch.where(succeeded, decay * smallest, torch.where(batch.best.success, tau, tau * 1.5))
+            c = torch.where(succeeded, c, c * 2)
 
     return minimize(model, x, y, threat, rng, targeted, search, shrink_steps)

@@ -1,6 +1,7 @@
-"""DeepFool (Moosavi-Dezfooli et al. 2016): step to the nearest boundary of the linearised classes until the label
-changes. DeepFool stops at the first crossing, two to three times too far away; as in SuperDeepFool (Abdolahpourrostam
-et al. 2024) the crossing is then pulled back: re-linearise there and move to the nearest point of that plane to x."""
+"""DeepFool (Moosavi-Dezfooli et al. 2016): steps to the nearest boundary of the linearized classes until the label
+changes. DeepFool stops at its first crossing, which is two to three times too far from x; as in SuperDeepFool
+(Abdolahpourrostam et al. 2024) the crossing is then refined: linearize there and move to the point of that plane that
+is nearest to x."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import Model, attack, every
+from src.attacks.core import Model, attack, check_interval
 from src.attacks.minimum_norm.search import DUAL, Search, cosine, minimize
 from src.random_streams import RandomStreams
 from src.registry import Count, Natural, NonNegative
@@ -30,13 +31,13 @@ def deepfool(
     refine: Natural = 50,
     shrink_steps: Natural = 10,
 ) -> Tensor:
-    """Smallest l2 or linf perturbation by linearising the classes, then pulled back along the boundary.
+    """Smallest l2 or linf perturbation by linearizing the classes, then pulled back along the boundary.
 
     Args:
-        steps: steps to the first crossing; each takes one gradient per candidate.
+        steps: largest number of steps to the first crossing, of one gradient per candidate each.
         candidates: most likely other classes considered.
-        overshoot: each step goes further by this share, to cross the boundary.
-        refine: gradient steps that pull the crossing back; 0 is the published attack.
+        overshoot: share by which every step is extended, to cross the boundary.
+        refine: gradient steps that refine the crossing; 0 is the published attack.
         shrink_steps: forward passes of the final bisection.
     """
 
@@ -46,11 +47,11 @@ def deepfool(
         for iteration in range(refine):
             grad, value, _ = batch.probe(x_adv)
             delta, slope = x_adv - batch.x, norm_of(grad, DUAL[threat.norm]).clamp_min(1e-30)
-            # Aim past the boundary, or its curvature would keep every point just inside.
+            # The goal lies beyond the boundary; otherwise its curvature keeps every point just inside.
             goal = batch.goal + batch.value.abs() * cosine(iteration, refine, overshoot, overshoot / 10)
             missing = goal - value
-            # `nearest` is the point of the plane margin + <grad, z - delta> = goal that is nearest to x; the shortfall
-            # of the margin is made up whole, the slide along the plane in part.
+            # `nearest` leads to the point of the plane margin + <grad, z - delta> = goal that is nearest to x: the
+            # missing margin is gained in full, the movement along the plane in part.
             nearest = missing + (grad * delta).flatten(1).sum(1)
             share = cosine(iteration, refine, 0.5, 0.05)
             length = (share * nearest + (1 - share) * missing) / slope
@@ -61,19 +62,23 @@ def deepfool(
 
 
 def _cross(search: Search, steps: int, candidates: int, overshoot: float) -> None:
-    """The published attack; an example leaves at its first success."""
+    """The published attack; an example stops at its first success."""
     logits, norm = search.model(search.x), search.threat.norm
-    order = logits.scatter(1, search.y[:, None], -torch.inf).argsort(1, descending=True)
-    others, goal, total = order[:, : min(candidates, logits.shape[1] - 1)], search.goal, torch.zeros_like(search.x)
+    ranked_classes = logits.scatter(1, search.y[:, None], -torch.inf).argsort(1, descending=True)
+    others, goal, total = (
+        ranked_classes[:, : min(candidates, logits.shape[1] - 1)],
+        search.goal,
+        torch.zeros_like(search.x),
+    )
     batch = ActiveBatch(search.model, search.x, search.y, search.threat, search.rng, search.targeted, search.best)
     for iteration in range(steps):
         x_adv = batch.threat.clip(batch.x + (1 + overshoot) * total, batch.x)
         leaf = x_adv.requires_grad_(True)
         with torch.enable_grad():
             logits = batch.model(leaf)
-            own = logits.gather(1, batch.y[:, None])
+            label_logit = logits.gather(1, batch.y[:, None])
             # Targeted: the target has to beat every class; otherwise one class has to beat the label.
-            gaps = own - logits.gather(1, others) if batch.targeted else logits.gather(1, others) - own
+            gaps = label_logit - logits.gather(1, others) if batch.targeted else logits.gather(1, others) - label_logit
             if batch.targeted:
                 gaps = gaps.amin(1, keepdim=True)
             last = gaps.shape[1] - 1
@@ -84,7 +89,7 @@ def _cross(search: Search, steps: int, candidates: int, overshoot: float) -> Non
         x_adv, gaps = x_adv.detach(), gaps.detach()
         value = gaps.amax(1)
         batch.best.update(x_adv, -norm_of(x_adv - batch.x, norm), value > goal, first=True)
-        if iteration % every(x_adv) == 0:
+        if iteration % check_interval(x_adv) == 0:
             goal, others, total, gaps, grads = batch.keep(~batch.best.success, goal, others, total, gaps, grads)
             if not len(batch):
                 return
@@ -92,7 +97,7 @@ def _cross(search: Search, steps: int, candidates: int, overshoot: float) -> Non
         distance = ((goal[:, None] - gaps).clamp_min(0) / slopes.clamp_min(1e-30)).nan_to_num(nan=torch.inf)
         nearest = distance.argmin(1)
         grad = torch.stack(grads)[nearest, torch.arange(len(batch), device=total.device)].nan_to_num(0.0, 0.0, 0.0)
-        # A flat model predicts absurd distances; no step is longer than the clip.
+        # A flat model predicts arbitrarily large distances: no step is longer than the norm of the clip.
         length = distance.gather(1, nearest[:, None]).squeeze(1)
         level = norm_of(batch.x, norm)
         length = length.minimum(torch.where(level > 0, level, 1.0))

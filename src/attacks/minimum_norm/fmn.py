@@ -1,6 +1,6 @@
 """Fast minimum norm (Pintor et al. 2021): steps along the gradient inside a ball whose radius follows the predicted
-distance to the boundary and, once there was a success, shrinks below it and grows after failures. Steps are in
-predicted distances of each clip, where the paper has image constants, and in linf they follow the signs."""
+distance to the boundary; after the first success it shrinks at successes and grows at failures. Step sizes are in units
+of the predicted distance of each clip, where the paper has constants for images, and in linf they follow the signs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def fmn(
 
     Args:
         steps: gradient steps.
-        step: length of the first step in predicted distances; it falls to a hundredth along a cosine.
-        gamma: share by which the radius first shrinks or grows; it falls to 0.001.
+        step: length of the first step in units of the predicted distance; it decays to a hundredth along a cosine.
+        gamma: share by which the radius shrinks or grows at first; it decays to 0.001.
         shrink_steps: forward passes of the final bisection.
     """
     norm = threat.norm
@@ -52,9 +52,9 @@ def fmn(
                 eps = torch.where(success, shrunk, (eps * (1 + change)).floor().maximum(eps + 1)).clamp_min(1)
             else:
                 slope = norm_of(grad, DUAL[norm]).clamp_min(1e-30)
-                ahead = norm_of(x_adv - batch.x, norm) + value.abs() / slope
-                # Before the first success beyond the prediction: at the boundary itself nothing is adversarial.
-                grown = torch.where(smallest.isinf(), ahead, eps) * (1 + change)
+                predicted_distance = norm_of(x_adv - batch.x, norm) + value.abs() / slope
+                # Before the first success the radius exceeds the prediction: a point on the boundary is no success.
+                grown = torch.where(smallest.isinf(), predicted_distance, eps) * (1 + change)
                 eps = torch.where(success, (eps * (1 - change)).minimum(smallest), grown)
             length = cosine(iteration, steps, step, step / 100) * batch.reach
             ball = replace(batch.threat, eps=eps)

@@ -1,5 +1,6 @@
-"""What the minimum-norm attacks share. Image libraries measure steps in absolute units, which fails on waveforms; here
-every length is a multiple of the distance to the boundary that the first gradient predicts, margin / dual norm."""
+"""The common parts of the minimum-norm attacks. Libraries for images measure steps in absolute units, which fails on
+waveforms; here every length is in units of the distance to the boundary that the first gradient predicts, margin / dual
+norm."""
 
 from __future__ import annotations
 
@@ -17,11 +18,11 @@ from src.threat import ThreatModel, column, norm_of
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf", "l0": "linf"}
 SLACK = 1e-4
-"""Share of the clean margin that a success must clear: rounding must not undo it on another copy of the model."""
+"""Share of the clean margin that a success must exceed; rounding in another copy of the model must not undo it."""
 
 
 class Search(ActiveBatch):
-    """The examples that need a perturbation, all to the end; their best is the smallest success, x where there is none.
+    """The examples that need a perturbation, all active to the end. `best` is the smallest success, or x without one.
 
     Attributes:
         grad: of the margin at x, within the mask.
@@ -36,13 +37,13 @@ class Search(ActiveBatch):
         self.reach = predicted(self.grad, value, self.x, self.threat.norm)
 
     def probe(self, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(gradient of the margin within the mask, margin [batch], success [batch] bool) at x_adv; a success that is
-        smaller than all before becomes the best."""
+        """(gradient of the margin within the mask [batch, ...], margin [batch], success [batch] bool) at x_adv; updates
+        the best."""
         grad, value, _ = gradient(self.model, x_adv, lambda logits: margin(logits, self.y, self.targeted))
         return self.threat.masked(grad).nan_to_num(0.0, 0.0, 0.0), value, self._enter(x_adv, value)
 
     def test(self, x_adv: Tensor) -> Tensor:
-        """Success at x_adv, [batch] bool, from a forward pass alone."""
+        """Success at x_adv, [batch] bool, by a forward pass only; updates the best."""
         return self._enter(x_adv, margin(self.model(x_adv), self.y, self.targeted))
 
     def _enter(self, x_adv: Tensor, value: Tensor) -> Tensor:
@@ -51,13 +52,13 @@ class Search(ActiveBatch):
         return success
 
     def toward(self, target: Tensor) -> Search:
-        """The search for a perturbation that gives the class `target` [batch], from an untargeted one."""
+        """A targeted search towards the class `target` [batch] for the examples of this untargeted search."""
         grad, value, _ = gradient(self.model, self.x, lambda logits: margin(logits, target, True))
         batch = ActiveBatch(self.model, self.x, target, self.threat, self.rng, True)
         return Search(batch, grad, value, (SLACK * value.abs()).maximum(self.goal))
 
     def take(self, other: Search) -> None:
-        """Take over what another search of the same examples found, where it is smaller."""
+        """Adopt the successes of another search of the same examples where they are smaller."""
         self.best.update(other.best.x, other.best.value, other.best.success, first=False)
 
     def size(self) -> Tensor:
@@ -65,7 +66,7 @@ class Search(ActiveBatch):
         return torch.where(self.best.success, -self.best.value, math.inf)
 
     def shrink(self, steps: int) -> None:
-        """Bisect the segment from x to each success (l0: how many of its entries are needed)."""
+        """Shrink each success by bisection of the segment from x to it (l0: of the number of its entries)."""
         delta = self.best.x - self.x
         low = torch.zeros_like(self.value)
         high = torch.ones_like(low)
@@ -96,28 +97,30 @@ def minimize(
     search: Callable[[Search], None],
     shrink_steps: int = 10,
 ) -> Tensor:
-    """Run `search` on the examples that are not adversarial yet and finish each success by bisection towards x.
-    One that was never adversarial comes back unchanged; a finite eps projects the rest."""
+    """Run `search` on the examples that are not misclassified already, then shrink each success by bisection towards x.
+    A failure is returned unchanged; results that exceed a finite eps are projected."""
     grad, value, _ = gradient(model, x, lambda logits: margin(logits, y, targeted))
     goal, out, batch = SLACK * value.abs(), x.clone(), ActiveBatch(model, x, y, threat, rng, targeted)
     grad, value, goal = batch.keep(value <= goal, grad, value, goal)
     if len(batch):
-        run = Search(batch, grad, value, goal)
-        search(run)
+        active_search = Search(batch, grad, value, goal)
+        search(active_search)
         if shrink_steps:
-            run.shrink(shrink_steps)
-        out[batch.index] = run.threat.project(torch.where(column(run.best.success, x), run.best.x, run.x), run.x)
+            active_search.shrink(shrink_steps)
+        out[batch.index] = active_search.threat.project(
+            torch.where(column(active_search.best.success, x), active_search.best.x, active_search.x), active_search.x
+        )
     return out
 
 
 def predicted(grad: Tensor, value: Tensor, x: Tensor, norm: str) -> Tensor:
     """Distance to the boundary of the linear model with this margin and gradient, [batch]. A saturated model predicts
-    absurd ones: a tenth of the clip's own norm is loud (20 dB SNR), so that is the most."""
+    arbitrarily large distances, so they are limited to a tenth of the norm of the clip (20 dB SNR)."""
     slope = norm_of(grad, DUAL[norm]).clamp_min(1e-30)
     level = norm_of(x, "l1" if norm == "l0" else norm) / 10
     return (value.abs() * (1 + SLACK) / slope).minimum(torch.where(level > 0, level, 1.0)).clamp_min(1e-12)
 
 
 def cosine(iteration: int, steps: int, first: float, last: float) -> float:
-    """A schedule from `first` to `last` along half a cosine."""
+    """Value of a schedule from `first` to `last` along half a cosine."""
     return last + (first - last) * 0.5 * (1 + math.cos(math.pi * iteration / steps))

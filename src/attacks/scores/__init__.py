@@ -1,1 +1,1 @@
-"""Attacks that see scores only."""
+"""Score-based attacks: they see logits, but no gradients."""

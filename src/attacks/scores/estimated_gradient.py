@@ -1,4 +1,4 @@
-"""What NES and SPSA share: they follow gradients guessed from scores, and differ in the probes and in the step."""
+"""The common loop of NES and SPSA, ascent along gradients estimated from scores; they differ in probes and step."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Draw = Callable[[RandomStreams, Tensor], Tensor]
 """Random directions shaped as the tensor."""
 Tensors = tuple[Tensor, ...]
 Rule = Callable[[ActiveBatch, int, Tensor, Tensor, Tensors], tuple[Tensor, Tensors]]
-"""(batch, iteration, gradient, level, state) -> (step [batch, ...], state); gradient and level are those of `slope`."""
+"""(batch, iteration, gradient, level, state) -> (step [batch, ...], state); gradient and level as from `estimate`."""
 
 
 def follow(
     batch: ActiveBatch, draw: Draw, size: Tensor, rule: Rule, state: Tensors, *, queries: int, pairs: int
 ) -> Tensor:
-    """Climb until the first success, for at most `queries` queries per example; returns the best iterates.
+    """Maximize the margin until the first success, by at most `queries` queries per example; returns the best iterates.
 
     Args:
-        draw: directions of the probes.
-        size: of the probes, [batch].
-        rule: from a gradient to a step.
-        state: of the rule at first, [batch, ...] each.
+        draw: draws the directions of the probes.
+        size: length of the probes, [batch].
+        rule: maps a gradient to a step.
+        state: initial state of the rule, [batch, ...] each.
         pairs: antithetic pairs of probes per step.
     """
     x_adv, steps = batch.x, (queries - 1) // (2 * pairs + 1)
@@ -36,14 +36,14 @@ def follow(
         x_adv, size, state = batch.keep(~batch.best.success, x_adv, size, state)
         if not len(batch) or iteration == steps:
             break
-        grad, level = slope(batch, x_adv, draw, size, pairs)
+        grad, level = estimate(batch, x_adv, draw, size, pairs)
         step, state = rule(batch, iteration, grad, level, state)
         x_adv = batch.threat.project(x_adv + step, batch.x)
     return batch.finish()
 
 
-def slope(batch: ActiveBatch, x_adv: Tensor, draw: Draw, size: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
-    """The gradient of the margin guessed from antithetic pairs of queries, for 2 * pairs queries per example.
+def estimate(batch: ActiveBatch, x_adv: Tensor, draw: Draw, size: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+    """Gradient of the margin estimated from antithetic pairs of probes, by 2 * pairs queries per example.
 
     Returns:
         (gradient up to a positive factor, [batch, ...]; mean margin of the probes, [batch]).
@@ -54,7 +54,7 @@ def slope(batch: ActiveBatch, x_adv: Tensor, draw: Draw, size: Tensor, pairs: in
         step = batch.threat.masked(draw(batch.rng, x_adv)) * column(size, x_adv)
         up = batch.score(batch.threat.clip(x_adv + step, batch.x), enter=False)
         down = batch.score(batch.threat.clip(x_adv - step, batch.x), enter=False)
-        # Two infinite scores say nothing about the direction.
+        # Two infinite scores carry no information about the direction.
         total += step * column((up - down).nan_to_num(0.0), x_adv)
         level += (up + down) / (2 * pairs)
     return total, level

@@ -1,5 +1,5 @@
-"""Genetic algorithm (Alzantot et al. 2018, "Did you hear that?"): a population of perturbed clips; the fit ones mate by
-uniform crossover, children mutate. The best member survives unchanged."""
+"""Genetic algorithm (Alzantot et al. 2018, "Did you hear that?"): a population of perturbed clips, with selection by
+fitness, uniform crossover and mutation. The best member survives unchanged."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def genetic(
     mutation_size: Positive = 1.0,
     temperature: Positive = 0.3,
 ) -> Tensor:
-    """A population of perturbations that mate and mutate; fitness is the margin.
+    """Genetic search by selection, crossover and mutation; the fitness is the margin.
 
     Args:
-        queries: most queries per example.
-        population: members.
+        queries: largest number of queries per example.
+        population: number of members.
         mutation: share of a child's entries that change.
         mutation_size: largest change of an entry, in units of eps (linf) or eps / sqrt(entries) (l2).
-        temperature: of the choice of parents, in standard deviations of the population's fitness.
+        temperature: of the selection of parents, in standard deviations of the fitness within the population.
     """
     unit = finite_budgets(threat, x) * (mutation_size if threat.norm == "linf" else mutation_size / x[0].numel() ** 0.5)
     batch = ActiveBatch(model, x, y, threat, rng, targeted)
-    # Fitness of the elite is known: only children are asked about.
+    # The fitness of the best member is known: only children take queries.
     members, fitness = x[:, None], batch.score(x)[:, None]
     used = 1
     while used < queries:
@@ -65,14 +65,14 @@ def genetic(
 def _child(
     batch: ActiveBatch, members: Tensor, fitness: Tensor, unit: Tensor, mutation: float, temperature: float
 ) -> Tensor:
-    """One child per example of two parents drawn by their fitness, mutated and projected."""
+    """One child per example [batch, ...] of two parents selected by fitness, mutated and projected."""
     spread = fitness.nan_to_num(neginf=0.0).std(1, keepdim=True).clamp_min(1e-12)
     # Gumbel noise on the logits draws from their softmax.
-    drawn = batch.rng.uniform(torch.stack([fitness, fitness], 2)).clamp(1e-7, 1 - 1e-7)
-    parents = (fitness[:, :, None] / spread[:, :, None] / temperature - (-drawn.log()).log()).argmax(1)
+    uniform = batch.rng.uniform(torch.stack([fitness, fitness], 2)).clamp(1e-7, 1 - 1e-7)
+    parents = (fitness[:, :, None] / spread[:, :, None] / temperature - (-uniform.log()).log()).argmax(1)
     rows = torch.arange(len(members), device=members.device)
-    mother, father = members[rows, parents[:, 0]], members[rows, parents[:, 1]]
-    child = torch.where(batch.rng.uniform(mother) < 0.5, mother, father)
+    first_parent, second_parent = members[rows, parents[:, 0]], members[rows, parents[:, 1]]
+    child = torch.where(batch.rng.uniform(first_parent) < 0.5, first_parent, second_parent)
     change = (2 * batch.rng.uniform(child) - 1) * column(unit, child)
     child = child + torch.where(batch.rng.uniform(child) < mutation, change, 0)
     return batch.threat.project(child, batch.x)

@@ -1,6 +1,6 @@
 """Natural evolution strategies (Ilyas et al. 2018) as FAKEBOB runs them against speaker recognition (Chen et al. 2021):
-antithetic Gaussian probes, momentum, signed steps whose size halves when the margin has stopped rising. The history
-that decides is each example's own."""
+antithetic Gaussian probes, momentum and signed steps, whose size is halved per example when its margin stops
+increasing."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def nes(
     momentum: Fraction = 0.9,
     patience: Count = 5,
 ) -> Tensor:
-    """Steps along a gradient guessed from the scores of random neighbors.
+    """Steps along a gradient estimated from the scores of Gaussian probes.
 
     Args:
-        queries: most queries per example; a step takes 2 * pairs + 1.
+        queries: largest number of queries per example; a step takes 2 * pairs + 1.
         pairs: antithetic pairs of probes per step.
         sigma: standard deviation of the probes, in units of eps (linf) or eps / sqrt(entries) (l2).
-        learning_rate: first step size, in units of eps.
+        learning_rate: initial step size, in units of eps.
         least_rate: smallest step size, in units of eps.
-        momentum: share of the previous direction that is kept.
-        patience: margins of the last so many steps decide whether the step size halves.
+        momentum: weight of the previous direction.
+        patience: number of recent margins that decide whether the step size is halved.
     """
     eps = finite_budgets(threat, x)
 
@@ -51,10 +51,10 @@ def nes(
         step = column(rate * eps, grad) * batch.threat.ascent(velocity)
         history = torch.cat([history[:, -patience + 1 :] if patience > 1 else history[:, :0], level[:, None]], 1)
         if history.shape[1] == patience and patience > 1:
-            stuck = history[:, -1] < history[:, 0]
-            rate = torch.where(stuck, (rate / 2).clamp_min(least_rate), rate)
-            # After a cut the count starts anew: an equal history never cuts.
-            history = torch.where(stuck[:, None], level[:, None].expand_as(history), history)
+            stalled = history[:, -1] < history[:, 0]
+            rate = torch.where(stalled, (rate / 2).clamp_min(least_rate), rate)
+            # A constant history restarts the count: it never halves the step size.
+            history = torch.where(stalled[:, None], level[:, None].expand_as(history), history)
         return step, (eps, velocity, rate, history)
 
     batch = ActiveBatch(model, x, y, threat, rng, targeted)

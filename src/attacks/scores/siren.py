@@ -1,6 +1,5 @@
-"""SirenAttack (Du et al. 2020): particle swarm optimisation of the perturbation, from scores alone. Particles start
-uniformly in the ball; every epoch keeps the best and redraws the others, so that a swarm that has collapsed looks
-elsewhere."""
+"""SirenAttack (Du et al. 2020): particle swarm optimization of the perturbation from scores. Particles start uniformly
+in the ball; every epoch keeps the best particle and redraws the others, which restarts a swarm that has collapsed."""
 
 from __future__ import annotations
 
@@ -30,42 +29,44 @@ def siren(
     first_inertia: NonNegative = 0.9,
     last_inertia: NonNegative = 0.1,
 ) -> Tensor:
-    """A swarm of perturbations, each drawn to its own best and to the swarm's best.
+    """Particle swarm search: each perturbation is attracted to its own best and to the best of the swarm.
 
     Args:
-        queries: most queries per example.
-        particles: in the swarm.
+        queries: largest number of queries per example.
+        particles: size of the swarm.
         iterations: moves of the swarm per epoch.
-        pull: of a particle's own best, and of the swarm's best.
-        first_inertia: share of its speed that a particle keeps at the start of an epoch.
-        last_inertia: the share at the end of an epoch.
+        pull: acceleration towards a particle's own best and towards the best of the swarm.
+        first_inertia: share of its velocity that a particle keeps at the start of an epoch.
+        last_inertia: the same share at the end of an epoch.
     """
     batch = ActiveBatch(model, x, y, threat, rng, targeted)
-    used, move, place = 1, 0, x[:, None]
-    speed, own, own_value = place, place, batch.score(x)[:, None]
+    used, moves, position = 1, 0, x[:, None]
+    velocity, particle_best, particle_best_value = position, position, batch.score(x)[:, None]
     while used < queries:
-        place, speed, own, own_value = batch.keep(~batch.best.success, place, speed, own, own_value)
+        position, velocity, particle_best, particle_best_value = batch.keep(
+            ~batch.best.success, position, velocity, particle_best, particle_best_value
+        )
         if not len(batch):
             break
-        step = move % iterations
+        step = moves % iterations
         if step == 0:  # a new epoch
-            drawn = [batch.threat.random_start(batch.x, batch.rng) for _ in range(2 * particles - 1)]
-            first = batch.best.x if move else batch.threat.random_start(batch.x, batch.rng)
-            place = torch.stack([first, *drawn[: particles - 1]], 1)
-            speed = torch.stack(drawn[particles - 1 :], 1) - batch.x[:, None]
-            own, own_value = place.clone(), place.new_full(place.shape[:2], -torch.inf)
+            starts = [batch.threat.random_start(batch.x, batch.rng) for _ in range(2 * particles - 1)]
+            first = batch.best.x if moves else batch.threat.random_start(batch.x, batch.rng)
+            position = torch.stack([first, *starts[: particles - 1]], 1)
+            velocity = torch.stack(starts[particles - 1 :], 1) - batch.x[:, None]
+            particle_best, particle_best_value = position.clone(), position.new_full(position.shape[:2], -torch.inf)
         else:
             inertia = first_inertia + (last_inertia - first_inertia) * step / max(iterations - 1, 1)
-            to_own = batch.rng.uniform(place) * (own - place)
-            to_best = batch.rng.uniform(place) * (batch.best.x[:, None] - place)
-            speed = inertia * speed + pull * (to_own + to_best)
-            moved = place + speed
-            place = torch.stack([batch.threat.project(p, batch.x) for p in moved.unbind(1)], 1)
+            to_particle_best = batch.rng.uniform(position) * (particle_best - position)
+            to_swarm_best = batch.rng.uniform(position) * (batch.best.x[:, None] - position)
+            velocity = inertia * velocity + pull * (to_particle_best + to_swarm_best)
+            moved = position + velocity
+            position = torch.stack([batch.threat.project(p, batch.x) for p in moved.unbind(1)], 1)
         for i in range(min(particles, queries - used)):
-            value = batch.score(place[:, i])
-            better = value > own_value[:, i]
-            own[:, i] = torch.where(column(better, batch.x), place[:, i], own[:, i])
-            own_value[:, i] = torch.where(better, value, own_value[:, i])
+            value = batch.score(position[:, i])
+            better = value > particle_best_value[:, i]
+            particle_best[:, i] = torch.where(column(better, batch.x), position[:, i], particle_best[:, i])
+            particle_best_value[:, i] = torch.where(better, value, particle_best_value[:, i])
         used += particles
-        move += 1
+        moves += 1
     return batch.finish()

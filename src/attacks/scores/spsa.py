@@ -1,5 +1,5 @@
-"""Simultaneous perturbation stochastic approximation (Spall 1992; Uesato et al. 2018): gradients guessed from random
-sign probes, followed by Adam."""
+"""Simultaneous perturbation stochastic approximation (Spall 1992; Uesato et al. 2018): Adam on gradients estimated
+from random-sign probes."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def spsa(
     probe: Positive = 0.3,
     learning_rate: Positive = 0.3,
 ) -> Tensor:
-    """Adam along a gradient guessed from random-sign probes.
+    """Adam on a gradient estimated from random-sign probes.
 
     Args:
-        queries: most queries per example; a step takes 2 * pairs + 1.
+        queries: largest number of queries per example; a step takes 2 * pairs + 1.
         pairs: antithetic pairs of probes per step.
         probe: size of a probe's entries, in units of eps (linf) or eps / sqrt(entries) (l2).
         learning_rate: of Adam, in the same units.
