@@ -19,7 +19,7 @@ import pytest
 import soundfile
 
 from src import config
-from tests.conftest import ROOT, call, rows
+from tests.conftest import ROOT, WORDS, call, rows
 
 
 def test_second_run_does_the_work_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
