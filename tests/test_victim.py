@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
+from src.registry import DEFENSES
 from src.victims import checkpoint
 from src.victims.victim import Victim
 
@@ -72,3 +76,93 @@ def test_lipschitz_of_the_head() -> None:
     assert own.lipschitz("waveform") == 1.0
     assert own.lipschitz("magnitude") > 1
     assert own.lipschitz("mel") is None  # a power spectrum has no global constant
+
+
+def built() -> Victim:
+    torch.manual_seed(0)
+    return checkpoint.build(
+        model="resnet", model_options={"widths": (4, 8)}, front_end_options={"normalize": "band_mean"},
+        classes=["a", "b", "c"], sample_rate=16000, n_samples=8000,
+    ).eval()  # fmt: skip
+
+
+def test_defenses_stand_where_they_are_put_in_the_order_they_come() -> None:
+    x = 0.1 * torch.randn(2, 8000, generator=torch.Generator().manual_seed(1))
+    victim = built()
+    entries = [
+        {"name": "quantize", "options": {"step": 512}},
+        {"name": "median", "at": "log_mel"},
+        {"name": "median"},
+        {"name": "quantize", "options": {"step": 64}},
+        {"name": "median", "options": {"width": 3}, "at": "log_mel"},
+    ]
+    defended = checkpoint.defend(victim, entries)
+    assert defended.representations == (
+        "waveform", "quantize", "median_2", "quantize_2", "magnitude", "mel", "log_mel", "median", "median_3", "normalize",
+    )  # fmt: skip
+    assert [stage.position for stage in defended.defenses] == ["waveform"] * 3 + ["log_mel"] * 2
+    quantize, median, fine, first, second = defended.defenses
+    head, tail = victim.split("log_mel")
+    with torch.no_grad():
+        by_hand = tail(second(first(head(fine(median(quantize(x)))))))
+        torch.testing.assert_close(defended(x), by_hand)
+        torch.testing.assert_close(defended.undefended()(x), victim(x))
+        before, behind = defended.split("log_mel")
+        torch.testing.assert_close(behind(before(x)), defended(x))
+    assert victim.defenses == ()
+    assert defended.bounds("log_mel") == victim.bounds("log_mel")
+    assert defended.lipschitz("magnitude") is None, "a quantizer has no Lipschitz constant"
+    assert not defended.training
+
+
+def test_defenses_are_in_the_checkpoint(tmp_path: Path) -> None:
+    entries = [
+        {"name": "quantize", "options": {"step": 300}, "at": "waveform"},
+        {"name": "median", "options": {}, "at": "mel"},
+    ]
+    defended = checkpoint.defend(built(), entries)
+    checkpoint.save(tmp_path / "m.pt", defended, {"epochs": 1})
+    loaded, facts = checkpoint.load(tmp_path / "m.pt")
+    assert facts == {"epochs": 1}
+    assert checkpoint.defenses_of(loaded) == entries
+    assert checkpoint.recipe_of(loaded) == checkpoint.recipe_of(defended)
+    x = 0.1 * torch.randn(2, 8000)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), defended(x))
+    plain = checkpoint.recipe_of(built())
+    assert "defenses" not in plain, "files without defenses are what they were"
+
+
+def test_what_no_recipe_can_rebuild_is_not_saved(tmp_path: Path) -> None:
+    by_hand = built().defended([DEFENSES["median"](sample_rate=16000)])
+    with pytest.raises(ValueError, match=r"use checkpoint\.build_defense"):
+        checkpoint.save(tmp_path / "m.pt", by_hand, {})
+    victim = built()
+    bare = Victim(
+        list(victim.stages),
+        victim.classifier,
+        classes=["a", "b", "c"],
+        sample_rate=16000,
+        n_samples=8000,  # type: ignore[arg-type]
+    )
+    with pytest.raises(ValueError, match="no recipe"):
+        checkpoint.save(tmp_path / "m.pt", bare, {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "said"),
+    [
+        ("quantize", "log_mel", "needs a waveform; 'log_mel' has 40 x 51 values"),
+        (
+            "median",
+            "quantize",
+            "no defense can stand at 'quantize' (choices: waveform, magnitude, mel, log_mel, normalize)",
+        ),
+        ("median", "meld", "no defense can stand at 'meld'"),
+    ],
+)
+def test_a_defense_that_cannot_stand_there_is_refused(name: str, at: str, said: str) -> None:
+    victim = checkpoint.defend(built(), [{"name": "quantize"}])
+    with pytest.raises(ValueError, match=re.escape(said)):
+        checkpoint.defend(victim, [{"name": name, "at": at}])
