@@ -88,7 +88,7 @@ def test_a_random_model_repeats_under_its_seed_whatever_the_batch(victim: Victim
     noisy = checkpoint.defend(victim, [{"name": "noise_at_snr", "options": {"snr_db": -10.0}}])
     device = torch.device("cpu")
     labels = {
-        (seed, size): Judge(noisy, device, seed=seed, batch_size=size).labels(right)
+        (seed, size): Judge(noisy, device, seed=seed, batch_size=size).labels(right, right.classes)
         for seed in (0, 1)
         for size in (1, 7)
     }

@@ -157,7 +157,7 @@ def test_what_no_recipe_can_rebuild_is_not_saved(tmp_path: Path) -> None:
         (
             "median",
             "quantize",
-            "no defense can stand at 'quantize' (choices: waveform, magnitude, mel, log_mel, normalize)",
+            "no defense can stand at 'quantize' (choices: waveform, magnitude, mel, log_mel",
         ),
         ("median", "meld", "no defense can stand at 'meld'"),
     ],
