@@ -98,7 +98,8 @@ def test_defenses_stand_where_they_are_put_in_the_order_they_come() -> None:
     ]
     defended = checkpoint.defend(victim, entries)
     assert defended.representations == (
-        "waveform", "quantize", "median_2", "quantize_2", "magnitude", "mel", "log_mel", "median", "median_3", "normalize",
+        "waveform", "quantize", "median_2", "quantize_2", "magnitude", "mel", "log_mel", "median", "median_3",
+        "normalize",
     )  # fmt: skip
     assert [stage.position for stage in defended.defenses] == ["waveform"] * 3 + ["log_mel"] * 2
     quantize, median, fine, first, second = defended.defenses
