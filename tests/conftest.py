@@ -186,3 +186,13 @@ def call(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str, *args: str)
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open() as file:
         return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="session")
+def small_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study on made-up clips (tests/small_study.py), prepared and trained."""
+    from tests import small_study as study
+
+    folder = tmp_path_factory.mktemp("study")
+    study.make(folder)
+    return folder
