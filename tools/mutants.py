@@ -1,0 +1,204 @@
+"""Mutation test: how many seeded faults the tests notice. A sample of places in src is changed one at a time by the
+operators of cosmic-ray (pip install cosmic-ray; not among the requirements), and the tests that cover the file run.
+
+    python tools/mutants.py --sample 300 --seed 0 --workers 2 --out data/mutants.csv
+
+Places inside annotations and messages are left out: no test can or should notice them. Every worker changes a copy of
+the repository of its own, and forks from a process that has the libraries loaded."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import csv
+import importlib
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("commands", "evaluation", "output", "smoothing", "victims")
+SCRIPTS = "tests/test_wiring_attack.py tests/test_scripts.py"
+TESTS = {
+    "commands": f"tests/test_golden.py tests/test_wiring.py {SCRIPTS} tests/test_smoothing.py",
+    "evaluation": "tests/test_evaluation.py tests/test_golden.py tests/test_wiring_attack.py",
+    "evaluation/accuracy": "tests/test_accuracy.py tests/test_golden.py",
+    "evaluation/judge": "tests/test_judge.py tests/test_evaluation.py",
+    "evaluation/planted_test": "tests/test_planted_test.py",
+    "evaluation/sanity_checks": "tests/test_sanity_checks.py tests/test_wiring_attack.py",
+    "evaluation/settings": "tests/test_config.py tests/test_evaluation.py tests/test_wiring_attack.py",
+    "evaluation/smoothed_attacks": "tests/test_smoothed_attacks.py tests/test_golden.py",
+    "evaluation/summary": "tests/test_evaluation.py tests/test_judge.py tests/test_golden.py",
+    "output/figures": "tests/test_figures.py",
+    "output/results": "tests/test_results.py tests/test_golden.py",
+    "smoothing": "tests/test_smoothing.py tests/test_smoothed_attacks.py tests/test_golden.py",
+    "victims": "tests/test_victim.py tests/test_checkpoint.py tests/test_adaptive.py tests/test_frozen_convolution.py "
+    "tests/test_wiring_attack.py",
+}
+"""The tests of a file: those of its longest prefix."""
+LIBRARIES = (
+    "torch numpy scipy.stats scipy.signal librosa soundfile soxr matplotlib.pyplot pydantic hypothesis pesq pystoi av "
+    "torch.fx.experimental.optimization tqdm"
+)
+SECONDS = 300
+"""Longer than this the mutant hangs, which counts as noticed."""
+
+Place = tuple[str, int, int]
+"""File, line and column."""
+
+
+def unnoticeable(source: str) -> list[tuple[int, int]]:
+    """First and last line and column, as (line, column) pairs packed into ranges, of annotations and messages."""
+    ranges = []
+    for node in ast.walk(ast.parse(source)):
+        parts: list[ast.AST | None] = []
+        if isinstance(node, ast.FunctionDef):
+            parts = [
+                node.returns,
+                *(a.annotation for a in [*node.args.args, *node.args.kwonlyargs, *node.args.posonlyargs]),
+            ]
+        elif isinstance(node, ast.AnnAssign):
+            parts = [node.annotation]
+        elif isinstance(node, ast.JoinedStr):
+            parts = [node]
+        elif isinstance(node, ast.ClassDef | ast.ImportFrom | ast.Import):
+            parts = []
+        for part in parts:
+            if part is not None:
+                ranges.append(((part.lineno, part.col_offset), (part.end_lineno, part.end_col_offset)))
+    return ranges  # type: ignore[return-value]
+
+
+def places(path: Path) -> dict[Place, list[tuple[str, int]]]:
+    """Every place of a file that some operator changes, with (operator, occurrence) of each."""
+    from cosmic_ray.ast import get_ast_from_path
+    from cosmic_ray.mutating import Visitor  # noqa: F401 - the same package walks the tree
+    from cosmic_ray.plugins import get_operator, operator_names
+
+    skip = unnoticeable(path.read_text())
+    tree = get_ast_from_path(path)
+    found: dict[Place, list[tuple[str, int]]] = defaultdict(list)
+
+    def walk(node: object) -> list[object]:
+        return [node, *(n for child in getattr(node, "children", ()) for n in walk(child))]
+
+    nodes = walk(tree)
+    for name in operator_names():
+        if "Variable" in name:
+            continue
+        operator, occurrence = get_operator(name)(), 0
+        for node in nodes:
+            for start, _ in operator.mutation_positions(node):
+                if not any(first <= start <= last for first, last in skip):
+                    found[str(path.relative_to(ROOT)), *start].append((name, occurrence))
+                occurrence += 1
+    return found
+
+
+def tests_of(file: str) -> list[str]:
+    name = file.removeprefix("src/").removesuffix(".py")
+    best = max((key for key in TESTS if name.startswith(key)), key=len)
+    return [test for test in TESTS[best].split() if (ROOT / test).exists()]
+
+
+def attempt(copy: Path, file: str, source: str, tests: list[str]) -> str:
+    """Run the tests in a forked process on the copy with this source: killed, survived or hung."""
+    (copy / file).write_text(source)
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        os.chdir(copy)
+        sys.path.insert(0, str(copy))
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        import pytest
+
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests])
+        os._exit(int(code))
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "hung"
+
+
+def work(jobs: list[tuple[str, int, int, str, int]], out: Path) -> None:
+    """Try the mutants one after the other and append a row each."""
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator
+
+    for library in LIBRARIES.split():
+        importlib.import_module(library)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "repo"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "data", "mutants.csv"))
+        (copy / "data").mkdir()
+        (copy / ".venv").symlink_to((ROOT / ".venv").resolve())
+        for file, line, column, name, occurrence in jobs:
+            original = (ROOT / file).read_text()
+            mutant = mutate_code(original, get_operator(name)(), occurrence)
+            start = time.monotonic()
+            outcome = attempt(copy, file, mutant, tests_of(file)) if mutant and mutant != original else "no change"
+            (copy / file).write_text(original)
+            before, after = original.splitlines(), (mutant or "").splitlines()
+            changed = next((a.strip() for b, a in zip(before, after, strict=False) if a != b), "")
+            row = [
+                file,
+                line,
+                column,
+                name,
+                outcome,
+                f"{time.monotonic() - start:.1f}",
+                before[line - 1].strip(),
+                changed,
+            ]
+            with out.open("a", newline="") as rows:
+                csv.writer(rows).writerow(row)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=ROOT / "data/mutants.csv")
+    args = parser.parse_args()
+    os.environ.update(EARSHOT_THREADS="1", OMP_NUM_THREADS="1")
+    files = sorted(path for name in ROOMS for path in (ROOT / "src" / name).rglob("*.py"))
+    every: dict[Place, list[tuple[str, int]]] = {}
+    for path in files:
+        every.update(places(path))
+    rng = random.Random(args.seed)
+    chosen = rng.sample(sorted(every), min(args.sample, len(every)))
+    jobs = [(*place, *rng.choice(every[place])) for place in chosen]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    done = {tuple(row[:4]) for row in csv.reader(args.out.open())} if args.out.exists() else set()
+    jobs = [job for job in jobs if (job[0], str(job[1]), str(job[2]), job[3]) not in done]
+    print(f"{len(every)} places in {len(files)} files, {len(chosen)} sampled, {len(jobs)} to try", flush=True)
+    processes = [
+        multiprocessing.Process(target=work, args=(jobs[i :: args.workers], args.out)) for i in range(args.workers)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    outcomes = [row[4] for row in csv.reader(args.out.open())]
+    counted = [outcome for outcome in outcomes if outcome != "no change"]
+    noticed = sum(outcome != "survived" for outcome in counted)
+    print(f"{noticed} of {len(counted)} mutants noticed ({noticed / len(counted):.1%})")
+
+
+if __name__ == "__main__":
+    main()
