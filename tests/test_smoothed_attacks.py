@@ -15,10 +15,10 @@ from src.evaluation.smoothed_attacks import (
     attack_defended,
     attack_smoothed,
     contradicts,
-    defended,
     escalate,
     outcome,
     vote,
+    waveform_chains,
 )
 from src.registry import DEFENSES
 from src.smoothing import ABSTAIN, Certificate, Certifier, CertifySettings, ShapedNoise, summary
@@ -141,7 +141,8 @@ def test_defenses_are_attacked_through_their_randomness_and_rounding(name: str) 
 def test_every_baseline_stands_in_front_of_the_model(clips) -> None:  # type: ignore[no-untyped-def]
     victim = checkpoint.build(model="bc_resnet", classes=list("abcd"), sample_rate=16000, n_samples=16000).eval()
     baselines = CertifySettings().baselines
-    chains = defended(victim, {name: DEFENSES[name](sample_rate=16000) for name in baselines})
+    victims = {name: checkpoint.defend(victim, [{"name": name}]) for name in baselines}
+    chains = waveform_chains({"undefended": victim, **victims})
     assert list(chains) == ["undefended", *baselines]
     x = clips.waveforms(slice(1))
     with torch.no_grad():

@@ -128,14 +128,14 @@ class AttackCommand:
             keys += run_keys
             missing = [i for i, key in enumerate(run_keys) if key not in rows]
             if missing and spec_of(name).fitted:  # one perturbation for all clips
-                mine: Sequence[int] = range(len(self.clips)) if self.members.leads else ()
+                share: Sequence[int] = range(len(self.clips)) if self.members.leads else ()
             else:
-                mine = self.members.share(missing)
-            if not mine:
+                share = self.members.share(missing)
+            if not share:
                 continue
             store = self.store(model, name, eps)
-            self.craft(attacked, store, mine, name, eps)
-            chosen = self.clips.select(mine)
+            self.craft(attacked, store, share, name, eps)
+            chosen = self.clips.select(share)
             for row in judge.rows(*store.read(chosen.ids), targeted=self.config.attack.targeted):
                 row |= {"model": model.name, "checkpoint": model.weights[:8], "judge": model.name}
                 row["wav"] = self.export(row, store) if row["id"] in self.listened else ""

@@ -48,7 +48,7 @@ class CertificationRun:
         self.certifier = Certifier(*self.frozen.split(self.settings.stage), self.settings, clips.sample_rate, shaped)
         self.folder = config.results.results_dir / "certify"
         self.name = f"{self.model}.{self.settings.space}"
-        self.given = {
+        self.identity = {
             "model": model.weights,
             "clips": clips.fingerprint(),
             "shape": shaped and fingerprint(shaped.amplitude.numpy()),
@@ -79,107 +79,115 @@ class CertificationRun:
 
     def certify(self) -> dict[float, CertificateRows]:
         """The rows of every sigma."""
-        found = {}
+        rows_by_sigma = {}
         for sigma in self.settings.sigma:
 
             def certificate(number: int, sigma: float = sigma) -> tuple[Any, ...]:
                 x, label, example = self.clip(number)
-                own = self.certifier(x, example, sigma)
-                return number, example, label, own.label, own.radius, own.correct(label), own.n_used
+                result = self.certifier(x, example, sigma)
+                return number, example, label, result.label, result.radius, result.correct(label), result.n_used
 
             file = self.folder / f"{self.name}.{sigma:g}.rows.csv"
-            opening = (file, CERTIFICATE_FIELDS, ["idx"], {**self.given, "sigma": sigma})
+            opening = (file, CERTIFICATE_FIELDS, ["idx"], {**self.identity, "sigma": sigma})
             title = f"{self.model}, {self.settings.space}, sigma {sigma:g}"
-            found[sigma] = self.collect(opening, [(n,) for n in self.row_of], certificate, title)
-        return found
+            rows_by_sigma[sigma] = self.collect(opening, [(n,) for n in self.row_of], certificate, title)
+        return rows_by_sigma
 
     def attack(self, rows: dict[float, CertificateRows]) -> CertificateRows:
         """The rows of the attacks on the smoothed model and, beside a table, on the model behind each defense."""
-        own, numbers = self.settings, list(self.row_of)
-        of = {(sigma, int(row["idx"])): row for sigma, mine in rows.items() for row in mine}
-        count = min(own.attack_clips, len(numbers))
+        settings, numbers = self.settings, list(self.row_of)
+        row_of_clip = {(sigma, int(row["idx"])): row for sigma, sigma_rows in rows.items() for row in sigma_rows}
+        count = min(settings.attack_clips, len(numbers))
         items: list[tuple[Any, ...]] = []
-        for sigma, mine in rows.items():
-            best = max(mine, key=lambda row: float(row["radius"]) * int(row["correct"]))
-            check = [int(best["idx"])] if int(best["correct"]) else []
-            some = [numbers[i * len(numbers) // count] for i in range(count)] or check
-            items += [("smoothed", sigma, number) for number in some]
+        for sigma, sigma_rows in rows.items():
+            best = max(sigma_rows, key=lambda row: float(row["radius"]) * int(row["correct"]))
+            checked_numbers = [int(best["idx"])] if int(best["correct"]) else []
+            attacked_numbers = [numbers[i * len(numbers) // count] for i in range(count)] or checked_numbers
+            items += [("smoothed", sigma, number) for number in attacked_numbers]
         chains = {}
-        if count and own.baselines and own.kind == "noise" and own.space == "waveform":
-            chains = smoothed_attacks.defended(self.victim, self.defenses())
+        if count and settings.baselines and settings.kind == "noise" and settings.space == "waveform":
+            chains = smoothed_attacks.waveform_chains({"undefended": self.victim, **self.baselines()})
             items += [(name, "none", numbers[i * len(numbers) // count]) for name in chains for i in range(count)]
-        bounds = self.victim.bounds(own.stage)
+        bounds = self.victim.bounds(settings.stage)
 
         def outcome(classifier: str, sigma: Any, number: int) -> tuple[Any, ...]:
             x, label, example = self.clip(number)
             if classifier == "smoothed":
-                row = of[sigma, number]
+                row = row_of_clip[sigma, number]
                 known = Certificate(int(row["predict"]), float(row["radius"]), int(row["n_used"]))
-                radii = own.radii if count else ()
-                found = smoothed_attacks.attack_smoothed(self.certifier, bounds, x, label, example, sigma, known, radii)
+                radii = settings.radii if count else ()
+                columns = smoothed_attacks.attack_smoothed(
+                    self.certifier, bounds, x, label, example, sigma, known, radii
+                )
             else:
-                found = smoothed_attacks.attack_defended(chains[classifier], own, x, label, example, classifier)
-            return classifier, sigma, number, example, label, *found.values()
+                columns = smoothed_attacks.attack_defended(chains[classifier], settings, x, label, example, classifier)
+            return classifier, sigma, number, example, label, *columns.values()
 
-        attacking = {key: getattr(own, key) for key in ("attack_steps", "attack_draws", "attack_n", "radii")}
+        attack_settings = {key: getattr(settings, key) for key in ("attack_steps", "attack_draws", "attack_n", "radii")}
         # All configured defenses, not only the baselines, so that rows are still valid when a baseline is added.
         options = {name: keys for name in DEFENSES.names() if (keys := self.config.component("DEFENSE", name))}
-        settings = {**self.given, **attacking, "check only": not count, "defenses": options}
+        identity = {**self.identity, **attack_settings, "check only": not count, "defense options": options}
         opening = (
             self.folder / f"{self.name}.attacks.csv",
             smoothed_attacks.SMOOTHED_ATTACK_FIELDS,
             ["classifier", "sigma", "idx"],
-            settings,
+            identity,
         )
-        return self.collect(opening, items, outcome, f"{self.model}, {own.space}, attacks")
+        return self.collect(opening, items, outcome, f"{self.model}, {settings.space}, attacks")
 
-    def defenses(self) -> dict[str, Any]:
-        """The baselines that this sample rate admits."""
-        built = {}
+    def baselines(self) -> dict[str, Victim]:
+        """The model behind each baseline defense that this sample rate admits."""
+        victims = {}
         for name in self.settings.baselines:
             try:
-                options = self.config.component("DEFENSE", name)
-                built[name] = DEFENSES[name](sample_rate=self.clips.sample_rate, **options)
+                entries = selection.configured_defenses(self.config, [name])
+                victims[name] = checkpoint.defend(self.victim, entries)
             except ValueError as error:
                 print(f"not attacked: {name} ({error})")
-        return built
+        return victims
 
     def report(self, rows: dict[float, CertificateRows], attacked: CertificateRows) -> bool:
         """Tables, plots and manifest; whether an attack contradicts a certificate."""
-        own, clips, shaped, name = self.settings, self.clips, self.shaped, self.name
-        said, contradicted = summary.certificate_verdict(attacked, own.alpha)
-        notes = [*statements(own), *(smoothed_attacks.statements(own) if own.attack_clips else ()), said]
+        settings, clips, shaped, name = self.settings, self.clips, self.shaped, self.name
+        verdict, contradicted = summary.certificate_verdict(attacked, settings.alpha)
+        notes = [
+            *statements(settings),
+            *(smoothed_attacks.statements(settings) if settings.attack_clips else ()),
+            verdict,
+        ]
         if self.victim.defenses:
             behind = selection.describe(checkpoint.defenses_of(self.victim))
             notes.append(f"The certified model stands behind {behind}; the vote counts what comes out behind it.")
         if clips.synthetic:
             notes.append(selection.SYNTHETIC)
         sizes = {example: float(clips.waveforms([i]).norm()) for i, example in enumerate(clips.ids)}
-        lipschitz = self.victim.lipschitz(own.stage) if own.kind == "noise" else None
+        lipschitz = self.victim.lipschitz(settings.stage) if settings.kind == "noise" else None
         spectral = (shaped.l2(), shaped.bands(clips.sample_rate)) if shaped else ()
-        tables = summary.tables(rows, attacked if own.attack_clips else [], own.radii, sizes, lipschitz, *spectral)
+        tables = summary.tables(
+            rows, attacked if settings.attack_clips else [], settings.radii, sizes, lipschitz, *spectral
+        )
         for what, lines in tables.items():
-            title = f"{summary.TITLES[what]}: {self.model} ({own.space}), {len(clips)} clips"
+            title = f"{summary.TITLES[what]}: {self.model} ({settings.space}), {len(clips)} clips"
             results.write_table(self.folder / f"{name}.{what}.csv", lines, title, notes)
             if what != "curves":
                 print(f"{title}\n\n{results.markdown(lines)}")
-        facts = {"notes": notes, "lipschitz": lipschitz, "synthetic": clips.synthetic, "clips": self.given["clips"]}
+        facts = {"notes": notes, "lipschitz": lipschitz, "synthetic": clips.synthetic, "clips": self.identity["clips"]}
         results.write_manifest(self.folder / f"{name}.manifest.json", {"config": self.config.text, **facts})
-        curves, spoken = tables["curves"], " (synthetic speech)" if clips.synthetic else ""
+        curves, source_note = tables["curves"], " (synthetic speech)" if clips.synthetic else ""
         figures.certified(
             self.config.results.plot_dir / f"certified_accuracy.{name}.png",
             [line["radius"] for line in curves],
             {key: [line[key] for line in curves] for key in curves[0] if key.startswith("sigma")},
             best=[line["best"] for line in curves],
-            x_label=f"radius ({UNITS[own.kind]})",
-            title=f"{self.model}, {own.space}{spoken}",
+            x_label=f"radius ({UNITS[settings.kind]})",
+            title=f"{self.model}, {settings.space}{source_note}",
         )
         figures.curves(
             self.config.results.plot_dir / f"certified_snr.{self.model}.png",
             self.in_sound(),
             x_label="signal-to-noise ratio above which every perturbation of the median clip is certified (dB)",
             y_label="certified accuracy, best sigma",
-            title=f"{self.model}{spoken}",
+            title=f"{self.model}{source_note}",
         )
         print("\n".join([*notes, f"files: {self.folder}", ""]))
         return contradicted
@@ -189,7 +197,7 @@ class CertificationRun:
         series = {}
         for manifest in sorted(self.folder.glob(f"{self.model}.*.manifest.json")):
             space = manifest.name.removeprefix(f"{self.model}.").removesuffix(".manifest.json")
-            if json.loads(manifest.read_text()).get("clips") != self.given["clips"]:
+            if json.loads(manifest.read_text()).get("clips") != self.identity["clips"]:
                 continue
             with (self.folder / f"{self.model}.{space}.curves.csv").open(newline="") as file:
                 lines = [line for line in csv.DictReader(file) if line["SNR dB"] != "none"]
@@ -215,11 +223,11 @@ def check_certifiable(victim: Victim) -> None:
 
 def warn(model: selection.Trained, config: Config) -> None:
     """Say where the noise of the certificate is not the one of the training."""
-    own = config.certify
-    trained = (model.facts.get("sigma"), model.facts.get("stage", own.stage))
-    if not trained[0] or own.kind != "noise":
+    settings = config.certify
+    trained = (model.facts.get("sigma"), model.facts.get("stage", settings.stage))
+    if not trained[0] or settings.kind != "noise":
         return
-    for sigma in own.sigma:
-        if (sigma, own.stage) != trained:
-            said = f"{model.name} was trained with noise of sigma {trained[0]:g} at {trained[1]}"
-            print(f"warning: {said}, and is certified with {sigma:g} at {own.stage}")
+    for sigma in settings.sigma:
+        if (sigma, settings.stage) != trained:
+            training = f"{model.name} was trained with noise of sigma {trained[0]:g} at {trained[1]}"
+            print(f"warning: {training}, and is certified with {sigma:g} at {settings.stage}")

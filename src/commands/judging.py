@@ -59,9 +59,9 @@ def judge_crafted(
                         for example in clips.ids
                     ]
                     keys += run_keys
-                    mine = command.members.share([i for i, key in enumerate(run_keys) if key not in rows])
-                    chosen = clips.select(mine)
-                    if not mine:
+                    share = command.members.share([i for i, key in enumerate(run_keys) if key not in rows])
+                    chosen = clips.select(share)
+                    if not share:
                         continue
                     judged = scorers[judge.name].rows(*store.read(chosen.ids), targeted=settings.targeted, clean=chosen)
                     for row in judged:

@@ -30,11 +30,11 @@ def collect(
     rows.close()
     members.wait()
     if members.leads:
-        whole = results.RowFile(*opening)
-        whole.sort(keys)
-        whole.close()
+        merged = results.RowFile(*opening)
+        merged.sort(keys)
+        merged.close()
     members.wait()
     path, _, key, _ = opening
-    asked = {tuple(map(results.cell, own)) for own in keys}
+    wanted = {tuple(map(results.cell, values)) for values in keys}
     with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if tuple(row[name] for name in key) in asked]
+        return [row for row in csv.DictReader(file) if tuple(row[name] for name in key) in wanted]

@@ -111,10 +111,10 @@ def self_test(
     """
     if not bool(threat.budgets(x).isfinite().all()):
         raise ValueError("the self-test needs a finite eps")
-    planted, there = plant(model, x, threat, streams("plant"))
-    if not bool(there.any()):
+    planted, is_planted = plant(model, x, threat, streams("plant"))
+    if not bool(is_planted.any()):
         raise ValueError("the self-test could not plant an example: the model's outputs do not differ inside the ball")
-    keep = there.nonzero().flatten()
+    keep = is_planted.nonzero().flatten()
     model, x, threat, planted = narrow(model, keep), x[keep], threat.select(keep), planted.select(keep)
     zero = torch.zeros(len(x), dtype=torch.long, device=x.device)
 

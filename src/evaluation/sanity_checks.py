@@ -117,9 +117,11 @@ def incomplete(paths: Sequence[Sequence[float]], success: Tensor, last: int = 10
         if done or len(path) < 2:
             continue
         best = torch.tensor(path).cummax(0).values
-        whole = float(best[-1] - best[0])
-        if whole > 0:
-            rises.append(float(best[-1] - best[-min(last, len(best) - 1) - 1]) / whole if len(best) > last else 1.0)
+        total_rise = float(best[-1] - best[0])
+        if total_rise > 0:
+            rises.append(
+                float(best[-1] - best[-min(last, len(best) - 1) - 1]) / total_rise if len(best) > last else 1.0
+            )
     value = sum(rises) / len(rises) if rises else 0.0
     return _above("incomplete", value, 0.05, "the loss was still improving at the end: give the attack more steps")
 
@@ -202,15 +204,15 @@ def check(
         with torch.no_grad():
             return x_adv, fooled(chain(x_adv), y, targeted)
 
-    found = [unhandled(chain, is_adaptive), vanishing_gradients(model, x, y, threat, targeted)]
-    blocked = found[-1].value == 1.0 and "at all" in found[-1].says
+    indicators = [unhandled(chain, is_adaptive), vanishing_gradients(model, x, y, threat, targeted)]
+    blocked = indicators[-1].value == 1.0 and "at all" in indicators[-1].says
     if blocked:
-        return found
+        return indicators
     recorder = Recorder.of(model, y, targeted)
     x_adv, success = run(recorder, threat, "attack")
-    own = float(success.float().mean())
+    success_rate = float(success.float().mean())
     silent = torch.tensor([max(path, default=-1.0) > 0 for path in recorder.paths]) & ~success.cpu()
-    found += [
+    indicators += [
         incomplete(recorder.paths, success),
         _above(
             "silent_success",
@@ -222,10 +224,10 @@ def check(
         unstable(chain, x, y, threat, streams),
     ]
     if not budget:
-        return found
-    found.append(reach(x_adv, x, threat, success))
+        return indicators
+    indicators.append(reach(x_adv, x, threat, success))
     other = run(model, threat, "another start")[1]
-    found.append(
+    indicators.append(
         _above(
             "start_matters",
             float((success != other).float().mean()),
@@ -234,16 +236,16 @@ def check(
         )
     )
     double = run(model, replace(threat, eps=threat.budgets(x) * 2), "attack")[1]
-    found.append(
+    indicators.append(
         _above(
             "eps_not_monotone",
-            own - float(double.float().mean()),
+            success_rate - float(double.float().mean()),
             0.02,
             "a larger budget succeeds less: the attack gets lost",
         )
     )
     everywhere = run(model, widest(x, threat), "attack")[1]
-    found.append(
+    indicators.append(
         _above(
             "unbounded_accuracy",
             1 - float(everywhere.float().mean()),
@@ -253,10 +255,10 @@ def check(
     )
     if undefended is not None:
         transferred = run(undefended, threat, "attack")[1]
-        found.append(
+        indicators.append(
             _above(
                 "transfer_is_better",
-                float(transferred.float().mean()) - own,
+                float(transferred.float().mean()) - success_rate,
                 0.02,
                 "examples made on the undefended model work better: the defense hides its gradient; use BPDA or EOT",
             )
@@ -267,15 +269,15 @@ def check(
         )
         with torch.no_grad():
             blind = fooled(chain(square), y, targeted)
-        found.append(
+        indicators.append(
             _above(
                 "black_box_is_better",
-                float(blind.float().mean()) - own,
+                float(blind.float().mean()) - success_rate,
                 0.002,
                 "a black-box attack succeeds more often than this one: its gradients mislead it",
             )
         )
-    return found
+    return indicators
 
 
 def lost_on_wav(rows: Sequence[Mapping[str, Any]]) -> Indicator:

@@ -19,7 +19,7 @@ from src.random_streams import RandomStreams
 from src.smoothing import ABSTAIN, Certificate, Certifier, CertifySettings, Smooth
 from src.threat import ThreatModel
 from src.victims.adaptive import adaptive, is_randomized, once
-from src.victims.victim import WAVEFORM, Chain, Defense, Victim
+from src.victims.victim import WAVEFORM, Chain, Victim
 
 SMOOTHED_ATTACK_FIELDS = (
     "classifier", "sigma", "idx", "id", "label", "certified", "radius", "clean", "broken_at", "flipped_at",
@@ -230,10 +230,9 @@ def vote(chain: Chain, x: Tensor, n: int, alpha: float, seed: int, example: str)
     return label if significant and label != len(counts) - 1 else ABSTAIN
 
 
-def defended(victim: Victim, defenses: Mapping[str, Defense]) -> dict[str, Chain]:
-    """The frozen model without a defense and behind each one, from waveform to logits."""
-    victims = {"undefended": victim, **{name: victim.defended([stage]) for name, stage in defenses.items()}}
-    return {name: variant.frozen().split(WAVEFORM)[1] for name, variant in victims.items()}
+def waveform_chains(victims: Mapping[str, Victim]) -> dict[str, Chain]:
+    """The frozen copy of each victim, from waveform to logits."""
+    return {name: victim.frozen().split(WAVEFORM)[1] for name, victim in victims.items()}
 
 
 def statements(settings: CertifySettings) -> list[str]:

@@ -35,34 +35,37 @@ def by_run(rows: Sequence[Row]) -> list[tuple[tuple[str, str, str], list[Row]]]:
         return row["model"], row["attack"], row["eps"]
 
     order = {key: position for position, key in enumerate(dict.fromkeys(map(run, rows)))}
-    return [(key, list(own)) for key, own in groupby(sorted(rows, key=lambda row: order[run(row)]), key=run)]
+    return [
+        (key, list(rows_of_run)) for key, rows_of_run in groupby(sorted(rows, key=lambda row: order[run(row)]), key=run)
+    ]
 
 
 def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One line per model, attack and eps. Sizes and sound quality are medians over the clips that the model had right
     and, for minimum-norm attacks (eps inf), that were fooled."""
     lines = []
-    for (model, attack, eps), own in by_run(rows):
-        right = [row for row in own if is_true(row, "correct")]
+    for (model, attack, eps), rows_of_run in by_run(rows):
+        right = [row for row in rows_of_run if is_true(row, "correct")]
         fooled = [row for row in right if is_true(row, "success_stage")]
         sized = fooled if eps == "inf" else right
-        kept = sum(map(still_right, own))
-        low, high = wilson(kept, len(own))
+        kept = sum(map(still_right, rows_of_run))
+        low, high = wilson(kept, len(rows_of_run))
         lines.append(
             {
                 "model": model,
                 "attack": attack,
-                "norm": own[0]["norm"],
+                "norm": rows_of_run[0]["norm"],
                 "eps": eps,
-                "clips": len(own),
-                "clean accuracy": len(right) / len(own),
-                "robust accuracy": kept / len(own),
+                "clips": len(rows_of_run),
+                "clean accuracy": len(right) / len(rows_of_run),
+                "robust accuracy": kept / len(rows_of_run),
                 "low": low,
                 "high": high,
-                "on wav": sum(still_right(row, "wav") for row in own) / len(own),
+                "on wav": sum(still_right(row, "wav") for row in rows_of_run) / len(rows_of_run),
                 "success": len(fooled) / len(right) if right else math.nan,
                 "survival": _share(fooled, "success_wav"),
-                "inversion only": sum(row["prediction_inversion"] == row["label"] for row in own) / len(own),
+                "inversion only": sum(row["prediction_inversion"] == row["label"] for row in rows_of_run)
+                / len(rows_of_run),
                 **{column: middle(sized, column) for column in ("l2", "linf", "snr", "db_x", "seg_snr", "lsd")},
                 **{column: middle(sized, column) for column in ("pesq", "stoi")},
                 "pesq undefined": sum(math.isnan(float(row["pesq"])) for row in sized),
@@ -70,7 +73,7 @@ def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "forwards": _mean(right, "forwards"),
                 "backwards": _mean(right, "backwards"),
                 "s/clip": _mean(right, "seconds"),
-                "infeasible": sum(not is_true(row, "feasible") for row in own),
+                "infeasible": sum(not is_true(row, "feasible") for row in rows_of_run),
             }
         )
     return lines
@@ -94,29 +97,29 @@ def points(rows: Sequence[Row], most: int = 60) -> list[dict[str, Any]]:
     share of clips whose distance is larger, from one run, at up to `most` distances."""
     lines = []
     clean: set[tuple[str, str, str]] = set()
-    for (model, attack, eps), own in by_run(rows):
-        right, axis = sum(is_true(row, "correct") for row in own), unit(own[0])
+    for (model, attack, eps), rows_of_run in by_run(rows):
+        right, axis = sum(is_true(row, "correct") for row in rows_of_run), unit(rows_of_run[0])
         if eps == "inf":
-            distances = sorted(float(row["distance"]) for row in own if is_true(row, "success_stage"))
+            distances = sorted(float(row["distance"]) for row in rows_of_run if is_true(row, "success_stage"))
             shown = distances[:: max(1, len(distances) // most)] + distances[-1:]
             where = [(0.0, right), *((d, right - sum(other <= d for other in distances)) for d in dict.fromkeys(shown))]
         else:
-            where = [(float(eps.removesuffix("dB")), sum(map(still_right, own)))]
+            where = [(float(eps.removesuffix("dB")), sum(map(still_right, rows_of_run)))]
             if axis != "SNR" and (model, attack, axis) not in clean:
                 where.insert(0, (0.0, right))
                 clean.add((model, attack, axis))
         for size, kept in where:
-            low, high = wilson(kept, len(own))
+            low, high = wilson(kept, len(rows_of_run))
             lines.append(
                 {
                     "axis": axis,
                     "model": model,
                     "attack": attack,
                     "eps": size,
-                    "accuracy": kept / len(own),
+                    "accuracy": kept / len(rows_of_run),
                     "low": low,
                     "high": high,
-                    "clips": len(own),
+                    "clips": len(rows_of_run),
                 }
             )
     return sorted(lines, key=lambda p: (p["axis"], p["model"], p["attack"], p["eps"]))

@@ -90,13 +90,27 @@ def security(
     attacks = [a for a in dict.fromkeys(point["attack"] for point in points) if a not in controls]
     figure, axes = plt.subplots(figsize=(7.5, 4.6))
     for model, attack in dict.fromkeys((point["model"], point["attack"]) for point in points):
-        own = [point for point in points if (point["model"], point["attack"]) == (model, attack)]
+        points_of_curve = [point for point in points if (point["model"], point["attack"]) == (model, attack)]
         color = f"C{models.index(model) % 10}"
         style = (0, (1, 1.5)) if attack not in attacks else ("-", "--", "-.")[attacks.index(attack) % 3]
-        eps = [point["eps"] for point in own]
-        marker = "." if len(own) < 15 else None
-        axes.plot(eps, [p["accuracy"] for p in own], color=color, ls=style, marker=marker, label=f"{model}, {attack}")
-        axes.fill_between(eps, [p["low"] for p in own], [p["high"] for p in own], color=color, alpha=0.12, lw=0)
+        eps = [point["eps"] for point in points_of_curve]
+        marker = "." if len(points_of_curve) < 15 else None
+        axes.plot(
+            eps,
+            [p["accuracy"] for p in points_of_curve],
+            color=color,
+            ls=style,
+            marker=marker,
+            label=f"{model}, {attack}",
+        )
+        axes.fill_between(
+            eps,
+            [p["low"] for p in points_of_curve],
+            [p["high"] for p in points_of_curve],
+            color=color,
+            alpha=0.12,
+            lw=0,
+        )
     axes.set(xlabel=x_label, ylabel="accuracy", title=title, ylim=(-0.02, 1.02))
     if falling:
         axes.invert_xaxis()

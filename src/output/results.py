@@ -108,14 +108,14 @@ class RowFile:
         self.file = self.path.open("a", newline="")
         self.writer = csv.DictWriter(self.file, self.fields, lineterminator="\n")
 
-    def _move_aside(self, mark: Path, own: Mapping[str, Any]) -> None:
+    def _move_aside(self, mark: Path, current: Mapping[str, Any]) -> None:
         """Rename the files of a run with other settings, then note ours."""
-        old = json.loads(mark.read_text())["fingerprint"] if mark.exists() else "unknown"
-        if old != own["fingerprint"]:
+        earlier = json.loads(mark.read_text())["fingerprint"] if mark.exists() else "unknown"
+        if earlier != current["fingerprint"]:
             for path in [self.path, *self._parts()]:
                 if path.exists():
-                    path.rename(path.with_name(path.name.replace(self.path.stem, f"{self.path.stem}.{old}", 1)))
-            write_text(mark, json.dumps(own, indent=1, default=str))
+                    path.rename(path.with_name(path.name.replace(self.path.stem, f"{self.path.stem}.{earlier}", 1)))
+            write_text(mark, json.dumps(current, indent=1, default=str))
 
     def _parts(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{self.path.stem}.part*.csv"))
@@ -191,11 +191,11 @@ def write_manifest(path: Path, facts: Mapping[str, Any]) -> None:
         ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
     ).stdout.strip()
     packages = ("torch", "torchaudio", "numpy", "scipy", "librosa", "soundfile")
-    own = {
+    environment = {
         "command": " ".join(["python", *sys.argv]),
         "commit": commit or "unknown",
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
     }
-    write_text(path, json.dumps({**own, **facts}, indent=1, default=str) + "\n")
+    write_text(path, json.dumps({**environment, **facts}, indent=1, default=str) + "\n")

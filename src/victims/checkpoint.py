@@ -160,8 +160,8 @@ def load(path: Path) -> tuple[Victim, dict[str, Any]]:
         ValueError: not a checkpoint, damaged, or of another front end than its weights.
     """
     if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.pt"))) or "none"
-        raise FileNotFoundError(f"{path}: no such model (trained models there: {there})")
+        choices = ", ".join(sorted(p.stem for p in path.parent.glob("*.pt"))) or "none"
+        raise FileNotFoundError(f"{path}: no such model (trained models there: {choices})")
     content = read(path)
     try:
         victim = build(**content["recipe"])
@@ -178,11 +178,11 @@ def check_fits(victim: Victim, path: Path, *, sample_rate: int, n_samples: int) 
     Raises:
         ValueError: names what differs.
     """
-    for what, own, given in (
+    for what, of_model, of_data in (
         ("sample rate", victim.sample_rate, sample_rate),
         ("clip length in samples", victim.n_samples, n_samples),
     ):
-        if own != given:
+        if of_model != of_data:
             raise ValueError(
-                f"{path}: this model was trained for another {what} ({own}) than the prepared data ({given})"
+                f"{path}: this model was trained for another {what} ({of_model}) than the prepared data ({of_data})"
             )
