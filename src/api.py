@@ -92,6 +92,7 @@ def attack(
     """
     for key in options or ():
         choose(key, [known.name for known in ATTACKS.keys(name)], f"key of {name}")
+    clips = clips.relabeled(victim.classes)
     budget = None if eps is None else Budget.parse(eps)
     if budget:
         settings["eps"] = (budget,)
@@ -112,12 +113,15 @@ def judge(victim: Victim, adversarial: Adversarial, *, device: torch.device | st
     return list(rows)
 
 
-def certify(victim: Victim, x: Tensor, *, sigma: float, stage: str = WAVEFORM, **settings: Any) -> Certificate:
+def certify(
+    victim: Victim, x: Tensor, *, sigma: float, stage: str = WAVEFORM, valid: Tensor | None = None, **settings: Any
+) -> Certificate:
     """Certify one waveform [time] by randomized smoothing at a stage: the label that the vote over noise gives, and the
     L2 radius at that stage within which no change can alter it.
 
     Args:
         sigma: standard deviation of the noise, in units of the stage.
+        valid: bool [time], the samples that are not padding, for a model that leaves padding out.
         settings: keys of the section [CERTIFY]: n0, n, alpha, mode, radii, seed ...
 
     Raises:
@@ -125,7 +129,7 @@ def certify(victim: Victim, x: Tensor, *, sigma: float, stage: str = WAVEFORM, *
     """
     certify_settings = CertifySettings(stage=stage, sigma=(sigma,), **settings)
     certifier = Certifier(*victim.frozen().split(stage), certify_settings, victim.sample_rate)
-    return certifier(x, "clip", sigma)
+    return certifier(x, "clip", sigma, valid)
 
 
 def write_wav(path: str | Path, x: Tensor, sample_rate: int) -> None:

@@ -22,7 +22,7 @@ from src.output import figures, results
 from src.registry import DEFENSES
 from src.smoothing import CERTIFICATE_FIELDS, UNITS, Certificate, Certifier, ShapedNoise, statements, summary
 from src.victims import checkpoint
-from src.victims.victim import Victim
+from src.victims.victim import Victim, with_lengths
 
 CertificateRows = list[dict[str, str]]
 
@@ -57,10 +57,11 @@ class CertificationRun:
             **self.settings.identity(),
         }
 
-    def clip(self, number: int) -> tuple[torch.Tensor, int, str]:
-        """(waveform, label, id) of clip `number` of the test split."""
+    def clip(self, number: int) -> tuple[torch.Tensor, int, str, torch.Tensor]:
+        """(waveform, label, id, valid samples) of clip `number` of the test split."""
         i = self.row_of[number]
-        return self.clips.waveforms([i])[0].to(self.device), int(self.clips.labels[i]), self.clips.ids[i]
+        x, valid = (part[0].to(self.device) for part in (self.clips.waveforms([i]), self.clips.valid([i])))
+        return x, int(self.clips.labels[i]), self.clips.ids[i], valid
 
     def collect(
         self, opening: Opening, items: Sequence[Sequence[Any]], compute: Callable[..., Iterable[Any]], title: str
@@ -83,8 +84,8 @@ class CertificationRun:
         for sigma in self.settings.sigma:
 
             def certificate(number: int, sigma: float = sigma) -> tuple[Any, ...]:
-                x, label, example = self.clip(number)
-                result = self.certifier(x, example, sigma)
+                x, label, example, valid = self.clip(number)
+                result = self.certifier(x, example, sigma, valid)
                 return number, example, label, result.label, result.radius, result.correct(label), result.n_used
 
             file = self.folder / f"{self.name}.{sigma:g}.rows.csv"
@@ -111,16 +112,17 @@ class CertificationRun:
         bounds = self.victim.bounds(settings.stage)
 
         def outcome(classifier: str, sigma: Any, number: int) -> tuple[Any, ...]:
-            x, label, example = self.clip(number)
+            x, label, example, valid = self.clip(number)
             if classifier == "smoothed":
                 row = row_of_clip[sigma, number]
                 known = Certificate(int(row["predict"]), float(row["radius"]), int(row["n_used"]))
                 radii = settings.radii if count else ()
                 columns = smoothed_attacks.attack_smoothed(
-                    self.certifier, bounds, x, label, example, sigma, known, radii
+                    self.certifier, bounds, x, label, example, sigma, known, radii, valid
                 )
             else:
-                columns = smoothed_attacks.attack_defended(chains[classifier], settings, x, label, example, classifier)
+                chain = with_lengths(chains[classifier], valid[None])
+                columns = smoothed_attacks.attack_defended(chain, settings, x, label, example, classifier)
             return classifier, sigma, number, example, label, *columns.values()
 
         attack_settings = {key: getattr(settings, key) for key in ("attack_steps", "attack_draws", "attack_n", "radii")}

@@ -17,6 +17,7 @@ from src.evaluation.planted_test import self_test
 from src.evaluation.summary import Row
 from src.files import fingerprint
 from src.threat import Budget
+from src.victims.victim import with_lengths
 
 Signs = dict[str, list[sanity_checks.Indicator]]
 
@@ -85,11 +86,14 @@ def on_clips(
     if settings.targeted:
         y = crafter.targets(y, part.ids)
     victim = attacked.undefended
-    transfer_from = victim.frozen().split(settings.stage)[1] if victim else None
+    transfer_from = None
+    if victim:
+        head, tail = victim.frozen().split(settings.stage)
+        transfer_from = with_lengths(tail, valid, head)
     with tqdm(desc=f"searching {name} for signs of failure", total=1, leave=False):
         return sanity_checks.check(
             with_options(name, config.component("ATTACK", name), crafter.victim.sample_rate),
-            crafter.tail, crafter.attacked_model(part.ids), z, y,
+            crafter.true_tail(valid), crafter.attacked_model(part.ids, valid), z, y,
             crafter.threat(x, z, valid, name, eps), streams=lambda purpose: crafter.streams(part.ids, purpose),
             targeted=settings.targeted, is_adaptive=settings.adaptive, undefended=transfer_from,
             has_budget=spec_of(name).has_budget,
@@ -106,7 +110,7 @@ def plant_and_search(config: Config, attacked: Sequence[AttackedModel], clips: C
             if eps and not is_control(name):
                 outcome = self_test(
                     with_options(name, config.component("ATTACK", name), crafter.victim.sample_rate),
-                    crafter.attacked_model(part.ids), z,
+                    crafter.attacked_model(part.ids, valid), z,
                     crafter.threat(x, z, valid, name, eps),
                     streams=lambda purpose, crafter=crafter: crafter.streams(part.ids, purpose),  # type: ignore[misc]
                 )  # fmt: skip

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from src.datasets.store import Clips
 from src.random_streams import RandomStreams
 from src.victims.adaptive import once
-from src.victims.victim import Victim
+from src.victims.victim import Victim, with_lengths
 
 
 @torch.no_grad()
@@ -38,7 +38,8 @@ def logits_of(
     for start in tqdm(range(0, len(clips), batch_size), title, unit="batch", leave=False, disable=title is None):
         part = slice(start, start + batch_size)
         rng = RandomStreams(seed, clips.ids[part], "evaluate")
-        parts.append(once(model, clips.waveforms(part).to(device), rng).cpu())
+        chain = with_lengths(model, clips.valid(part).to(device))
+        parts.append(once(chain, clips.waveforms(part).to(device), rng).cpu())
     return torch.cat(parts)
 
 

@@ -22,7 +22,7 @@ from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import Budget, ThreatModel, norm_of
 from src.victims.adaptive import adaptive, once
-from src.victims.victim import WAVEFORM, Chain, Victim
+from src.victims.victim import WAVEFORM, Chain, Victim, with_lengths
 
 Inversion = Callable[..., Tensor]
 """(head, z, x, *, rng) -> audio [batch, time]."""
@@ -112,11 +112,16 @@ class Crafter:
     def streams(self, ids: tuple[str, ...], purpose: str) -> RandomStreams:
         return RandomStreams(self.settings.seed, ids, purpose)
 
-    def attacked_model(self, ids: tuple[str, ...]) -> Model:
+    def attacked_model(self, ids: tuple[str, ...], valid: Tensor) -> Model:
         """What an attack gets to see of these clips: the fast copy, through BPDA and EOT where a stage needs it."""
+        chain = with_lengths(self.frozen_tail, valid, self.head)
         if not self.settings.adaptive:
-            return self.frozen_tail
-        return adaptive(self.frozen_tail, rng=self.streams(ids, "eot"), draws=self.settings.eot_draws)
+            return chain
+        return adaptive(chain, rng=self.streams(ids, "eot"), draws=self.settings.eot_draws)
+
+    def true_tail(self, valid: Tensor) -> Chain:
+        """The true model from the attacked representation of clips with these valid samples to logits."""
+        return with_lengths(self.tail, valid, self.head)
 
     def threat(self, x: Tensor, z: Tensor, valid: Tensor, name: str, eps: Budget | None) -> ThreatModel:
         """The threat model at the representation z of the clips x; `eps` None for a minimum-norm attack."""
@@ -149,11 +154,11 @@ class Crafter:
         targeted, ids = self.settings.targeted, clips.ids
         x, valid, y, z = self.load(clips)
         threat = self.threat(x, z, valid, name, eps)
-        clean = predicted_labels(self.tail, z, self.streams(ids, "judge"))
+        clean = predicted_labels(self.true_tail(valid), z, self.streams(ids, "judge"))
         target = self.targets(y, ids)
         # A clip that is already wrong needs no attack, unless it shall become something particular.
         todo = torch.arange(len(y), device=y.device) if targeted else (clean == y).nonzero().flatten()
-        counter = CallCounter.start(narrow(self.attacked_model(ids), todo), len(todo))
+        counter = CallCounter.start(narrow(self.attacked_model(ids, valid), todo), len(todo))
         start = self._clock()
         x_adv = with_options(name, options, self.victim.sample_rate)(
             counter, z[todo], (target if targeted else y)[todo], threat.select(todo),
@@ -173,8 +178,8 @@ class Crafter:
         columns: dict[str, Tensor] = {
             "budget": threat.budgets(z), "label": y, "target": target if targeted else torch.full_like(y, -1),
             "length": clips.lengths, "prediction": clean, "feasible": threat.contains(z_adv, z),
-            "prediction_stage": predicted_labels(self.tail, z_adv, self.streams(ids, "judge")),
-            "prediction_audio": predicted_labels(self.victim, audio, self.streams(ids, "judge")),
+            "prediction_stage": predicted_labels(self.true_tail(valid), z_adv, self.streams(ids, "judge")),
+            "prediction_audio": predicted_labels(with_lengths(self.victim, valid), audio, self.streams(ids, "judge")),
             "prediction_inversion": inverted,
             "distance": norm_of(delta, threat.norm), "l2": norm_of(delta, "l2"), "linf": norm_of(delta, "linf"),
             **perception.measure(x, wav, clips.sample_rate, self.settings.speech),
@@ -214,7 +219,7 @@ class Crafter:
         if not all(example in self.inverted for example in ids):
             audio = self._to_audio(z, x, valid, ids).cpu().numpy()
             wav = torch.from_numpy(to_int16(audio).astype(np.float32) / FULL_SCALE).to(x)
-            labels = predicted_labels(self.victim, wav, self.streams(ids, "judge"))
+            labels = predicted_labels(with_lengths(self.victim, valid), wav, self.streams(ids, "judge"))
             self.inverted.update(zip(ids, labels.tolist(), strict=True))
         return torch.tensor([self.inverted[example] for example in ids])
 

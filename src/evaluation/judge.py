@@ -12,7 +12,7 @@ import torch
 from src.datasets.store import Clips
 from src.evaluation.craft import predicted_labels
 from src.random_streams import RandomStreams
-from src.victims.victim import Victim
+from src.victims.victim import Victim, with_lengths
 
 ATTACK_KEY = ("model", "checkpoint", "attack", "eps", "id", "judge")
 """What identifies a row."""
@@ -51,7 +51,8 @@ class Judge:
         for part in torch.arange(len(clips)).split(self.batch_size):  # type: ignore[no-untyped-call]
             batch = clips.select(part)
             rng = RandomStreams(self.seed, batch.ids, "judge")
-            predicted = predicted_labels(self.victim, batch.waveforms().to(self.device), rng).tolist()
+            chain = with_lengths(self.victim, batch.valid().to(self.device))
+            predicted = predicted_labels(chain, batch.waveforms().to(self.device), rng).tolist()
             labels += [position[label] if label >= 0 else label for label in predicted]
         return labels
 

@@ -117,6 +117,7 @@ def attack_smoothed(
     sigma: float,
     certificate: Certificate,
     radii: Sequence[float],
+    valid: Tensor | None = None,
 ) -> dict[str, Any]:
     """Attack g at one clip, with every radius as the budget and just inside the certified radius.
 
@@ -124,12 +125,13 @@ def attack_smoothed(
         bounds: lowest and highest legal value at the stage, which the attack respects.
         x: waveform [time].
         radii: budgets in the norm of the certificate.
+        valid: bool [time], the samples that are not padding.
 
     Returns:
         the columns certified to contradicts of a row.
     """
     settings = certifier.settings
-    smooth, z = certifier.smoothed(x, sigma, settings.attack_n)
+    smooth, z = certifier.smoothed(x, sigma, settings.attack_n, valid)
     noise_filter = smooth.noise_filter
     # Shaped noise: the attacked variable is unfiltered, because there the norm of the certificate is L2.
     start = z[None] if noise_filter is None else torch.zeros_like(z)[None]

@@ -20,14 +20,22 @@ def normed(n_in: int, n_out: int, kernel: int, stride: int) -> nn.Sequential:
 class Block(nn.Module):
     """Two 3 x 3 convolutions with a 1 x 1 shortcut; the first halves the size."""
 
-    def __init__(self, n_in: int, n_out: int):
+    def __init__(self, n_in: int, n_out: int, uses_mask: bool):
         super().__init__()
         self.first, self.second = normed(n_in, n_out, 3, 2), normed(n_out, n_out, 3, 1)
         self.shortcut = normed(n_in, n_out, 1, 2)
+        self.uses_mask = uses_mask
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, n_in, freq, time] -> [batch, n_out, freq / 2, time / 2]."""
-        return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """[batch, n_in, freq, time] -> [batch, n_out, freq / 2, time / 2].
+
+        Args:
+            keep: 0 for output frames of padding, else 1, [batch, 1, 1, time / 2]. Padding is then the same as the
+                zeros beyond the end.
+        """
+        y = F.relu(self.first(x))
+        y = F.relu(self.second(y if keep is None else y * keep) + self.shortcut(x))
+        return y if keep is None else y * keep
 
 
 @MODELS.register("resnet")
@@ -38,6 +46,8 @@ class ResNet(nn.Module):
     Args:
         widths: channels of the stem and of each block.
         dropout: before the last layer.
+        masked_pooling: average over the frames of the clip alone, without those of its padding; padding then has no
+            influence, unless the front end normalizes by statistics of the whole clip.
     """
 
     front_end = "log_mel"
@@ -49,6 +59,7 @@ class ResNet(nn.Module):
         shape: tuple[int, ...],
         widths: Listed[Count] = (16, 24, 40, 64),
         dropout: Fraction = 0.1,
+        masked_pooling: bool = False,
     ):
         super().__init__()
         if len(shape) != 2 or min(shape) < 2 ** len(widths):
@@ -57,11 +68,27 @@ class ResNet(nn.Module):
                 f"this front end gives {' x '.join(map(str, shape))}"
             )
         self.stem = normed(1, widths[0], 5, 2)
-        self.blocks = nn.Sequential(*(Block(n_in, n_out) for n_in, n_out in itertools.pairwise(widths)))
+        self.blocks = nn.Sequential(*(Block(n_in, n_out, masked_pooling) for n_in, n_out in itertools.pairwise(widths)))
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(widths[-1], n_classes)
+        self.uses_mask = masked_pooling
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, freq, time] -> logits [batch, n_classes]."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[batch, freq, time] and, with masked_pooling, the mask of valid frames [batch, time] or [1, time]
+        -> logits [batch, n_classes]."""
+        if self.uses_mask and mask is not None:
+            return self.head(self.dropout(self._masked_mean(x.unsqueeze(1), mask)))
         x = self.blocks(F.relu(self.stem(x.unsqueeze(1))))
         return self.head(self.dropout(x.mean((2, 3))))
+
+    def _masked_mean(self, x: Tensor, mask: Tensor) -> Tensor:
+        """[batch, 1, freq, time] -> mean of the last features over frequency and valid frames, [batch, channels]. Each
+        layer sees zeros in the frames of padding; an output frame is valid where the input frame at its center is."""
+        keep = mask[:, None, None].to(x.dtype)
+        x = self.stem(x * keep)
+        keep = keep[..., ::2]
+        x = F.relu(x) * keep
+        for block in self.blocks:
+            keep = keep[..., ::2]
+            x = block(x, keep)
+        return x.mean(2).sum(2) / keep.sum((2, 3)).clamp_min(1)

@@ -13,6 +13,7 @@ from src.smoothing.bounds import round_down
 from src.smoothing.noise import ShapedNoise, hearing, speech
 from src.smoothing.settings import CertifySettings
 from src.smoothing.smooth import Certificate, Smooth
+from src.victims.victim import Chain, with_lengths
 
 UNITS = {"noise": "L2 norm", "gain": "dB of gain", "shift": "ms of circular shift"}
 
@@ -41,8 +42,8 @@ class Certifier:
 
     def __init__(
         self,
-        head: Callable[[Tensor], Tensor],
-        tail: Callable[[Tensor], Tensor],
+        head: Chain,
+        tail: Chain,
         settings: CertifySettings,
         sample_rate: int,
         shaped: ShapedNoise | None = None,
@@ -50,22 +51,28 @@ class Certifier:
         self.head, self.tail, self.settings, self.sample_rate, self.shaped = head, tail, settings, sample_rate, shaped
         self.batch_size = settings.batch_size
 
-    def smoothed(self, x: Tensor, sigma: float, n: int = 0) -> tuple[Smooth, Tensor]:
+    def smoothed(self, x: Tensor, sigma: float, n: int = 0, valid: Tensor | None = None) -> tuple[Smooth, Tensor]:
         """The smoothed classifier g and its input for the waveform x [time].
 
         Args:
+            valid: bool [time], the samples that are not padding; they belong to the classifier, which is certified for
+                this clip length. A circular shift moves them: then the whole clip counts.
             n: noise draws that estimate; 0 for the n of the settings.
         """
         settings = self.settings
+        tail = self.tail
+        if valid is not None and settings.kind != "shift":
+            tail = with_lengths(tail, valid[None], self.head)
+        model: Callable[[Tensor], Tensor] = tail
         if settings.kind == "noise":
             with torch.no_grad():
-                model, z = self.tail, self.head(x[None])[0]
+                z = self.head(x[None])[0]
         else:
             z = x.new_zeros(1)
             if settings.kind == "gain":
-                model = semantic.along(self.tail, semantic.gain, x, 1.0)
+                model = semantic.along(tail, semantic.gain, x, 1.0)
             else:
-                model = semantic.along(self.tail, semantic.shift, x, self.sample_rate / 1000)
+                model = semantic.along(tail, semantic.shift, x, self.sample_rate / 1000)
         smooth = Smooth(
             model,
             sigma,
@@ -82,10 +89,10 @@ class Certifier:
         return smooth, z
 
     @torch.inference_mode()
-    def __call__(self, x: Tensor, example: str, sigma: float) -> Certificate:
+    def __call__(self, x: Tensor, example: str, sigma: float, valid: Tensor | None = None) -> Certificate:
         """The certificate of one waveform [time]; its radius is an L2 norm at the stage (in the norm of the shaped
         noise: see noise.py), dB of gain or ms of shift."""
-        smooth, z = self.smoothed(x, sigma)
+        smooth, z = self.smoothed(x, sigma, valid=valid)
         certificate = smooth.certify(z, example)
         if self.settings.kind == "gain" and certificate.radius > (limit := max(0.0, semantic.headroom(x))):
             return replace(certificate, radius=round_down(limit))

@@ -95,6 +95,13 @@ class Augmentation:
         x = augment.add_noise(x, generator, noise=self.noise, probability=t.noise, snr=t.noise_snr)
         return augment.level(x, generator, limit=t.level)
 
+    def moved(self, valid: Tensor, state: Tensor) -> Tensor:
+        """Where the samples `valid` [batch, time] are after `waveform`, which began at this state of the generator."""
+        t, generator = self.training, torch.Generator(device=self.generator.device)
+        generator.set_state(state)
+        shift = t.time_shift / 1000 * self.sample_rate
+        return augment.warp(valid.float(), generator, shift=shift, speed=t.speed) > 0
+
     def features(self, x: Tensor) -> Tensor:
         """[batch, freq, time] -> [batch, freq, time]."""
         t = self.training
@@ -108,8 +115,15 @@ class Augmentation:
             time_size=t.time_mask_size,
         )
 
-    def mix(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return augment.mixup(x, y, self.generator, alpha=self.training.mixup)
+    def mix(self, x: Tensor, y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs, label probabilities and valid samples of mixed clips; those of both are valid."""
+        state, alpha = self.generator.get_state(), self.training.mixup
+        x, y = augment.mixup(x, y, self.generator, alpha=alpha)
+        if alpha:
+            generator = torch.Generator(device=self.generator.device)
+            generator.set_state(state)
+            valid = augment.mixup(valid.float(), y, generator, alpha=alpha)[0] > 0
+        return x, y, valid
 
 
 def augments_waveform(training: TrainingSettings) -> bool:
@@ -120,13 +134,17 @@ def augments_waveform(training: TrainingSettings) -> bool:
 
 def batches(
     source: Source, training: TrainingSettings, epoch: int, augmentation: Augmentation
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch in an order drawn by the seed: (representation [batch, ...], label probabilities [batch, classes])."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """One epoch in an order drawn by the seed: (representation [batch, ...], label probabilities [batch, classes],
+    valid samples [batch, time])."""
     order = torch.Generator()
     order.manual_seed(derive_seed(training.seed, epoch, "order"))
     for index in torch.randperm(len(source.clips), generator=order).split(training.batch_size):  # type: ignore[no-untyped-call]
         labels = F.one_hot(source.clips.labels[index], len(source.clips.classes)).float().to(source.device)
-        yield source(index, augmentation), labels
+        state = augmentation.generator.get_state()
+        x = source(index, augmentation)
+        valid = source.clips.valid(index).to(source.device)
+        yield x, labels, valid if source.cached is not None else augmentation.moved(valid, state)
 
 
 def fit_stages(stages: list[Stage], clips: Clips, device: torch.device, seed: int, most: int = 4096) -> None:

@@ -48,6 +48,16 @@ def faster_in_channels_last(classifier: nn.Module) -> bool:
     return bool(convolutions) and not narrow and all(module.groups == 1 for module in convolutions)
 
 
+def logits_of(victim: Victim, features: Tensor, mask: Tensor | None) -> Tensor:
+    """The logits of features [n, ...] with the mask of a batch. Where the numbers differ, a method has taken the first
+    n examples of the batch, or several noisy copies of each in a row."""
+    assert victim.classifier is not None
+    if mask is None:
+        return victim.classifier(features)
+    n = len(features)
+    return victim.classifier(features, mask[:n] if n <= len(mask) else mask.repeat_interleave(n // len(mask), 0))
+
+
 def warn_of_collapse(name: str, history: Sequence[Mapping[str, float]], accuracy: float) -> None:
     """Print a warning if `accuracy`, that under PGD after the epochs of `history`, has collapsed: catastrophic
     overfitting (Wong et al. 2020)."""
@@ -112,25 +122,29 @@ class TrainingRun:
     def bar(self, done: int) -> tqdm[Any]:
         return tqdm(total=self.training.epochs, initial=done, desc=self.name, unit="epoch", disable=not self.progress)
 
-    def classify(self, x: Tensor) -> Tensor:
+    def mask_of(self, valid: Tensor) -> Tensor | None:
+        """The mask of valid frames of clips with these valid samples, where the classifier uses one."""
+        return self.victim.frame_mask(valid) if self.victim.uses_mask else None
+
+    def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:
         enabled = self.training.mixed_precision and self.device.type == "cuda"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
-            return self.victim.classifier(x).float()  # type: ignore[misc]
+            return logits_of(self.victim, x, mask).float()
 
     def epoch(self, epoch: int, bar: tqdm[Any]) -> None:
         """One pass over the training clips, then validation; appends an entry to the history."""
         t = self.training
         augmentation = Augmentation(t, epoch, self.sample_rate, self.noise, self.device)
-        learner = self.learner(augmentation)
         n_batches = math.ceil(len(self.source.clips) / t.batch_size)
         total, seen, rate = 0.0, 0, 0.0
         self.victim.train()
-        for number, (x, y) in enumerate(batches(self.source, t, epoch, augmentation)):
+        for number, (x, y, valid) in enumerate(batches(self.source, t, epoch, augmentation)):
             # The rate at the middle of the step, so that a warm-up starts above 0.
             rate = t.rate(epoch if t.schedule == "step" and not t.warmup_epochs else epoch + (number + 0.5) / n_batches)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            x, y = augmentation.mix(augmentation.features(x) if self.features else x, y)
+            x, y, valid = augmentation.mix(augmentation.features(x) if self.features else x, y, valid)
+            learner = self.learner(augmentation, self.mask_of(valid))
             loss = METHODS[self.method](learner, x, y, **self.options)
             value = loss.item()
             if not math.isfinite(value):
@@ -166,18 +180,18 @@ class TrainingRun:
         bar.update()
         bar.set_postfix(loss=f"{total / seen:.3f}", lr=f"{rate:.2g}", acc=f"{accuracy:.3f}")
 
-    def learner(self, augmentation: Augmentation) -> Learner:
-        """The part of the victim that the method trains: everything after its stage."""
+    def learner(self, augmentation: Augmentation, mask: Tensor | None) -> Learner:
+        """The part of the victim that the method trains on a batch with this mask: everything after its stage."""
 
         def augmented(x: Tensor) -> Tensor:
             for step in self.steps:
                 x = step(x)
-            return self.classify(x if self.features or x.dim() != 3 else augmentation.features(x))
+            return self.classify(x if self.features or x.dim() != 3 else augmentation.features(x), mask)
 
         def plain(x: Tensor) -> Tensor:
             for step in self.steps:
                 x = step(x)
-            return self.classify(x)
+            return self.classify(x, mask)
 
         smoothing = self.training.label_smoothing
         return Learner(augmented, plain, self.victim, self.bounds, augmentation.generator, smoothing)
@@ -200,9 +214,10 @@ class TrainingRun:
         total, correct = 0.0, 0
         for index in torch.arange(len(self.valid.clips)).split(self.training.batch_size):  # type: ignore[no-untyped-call]
             x, y = self.valid(index), self.valid.clips.labels[index].to(self.device)
+            mask = self.mask_of(self.valid.clips.valid(index).to(self.device))
             for stage in stages:
                 x = stage(x)
-            logits = model.classifier(x)  # type: ignore[misc]
+            logits = logits_of(model, x, mask)
             total += F.cross_entropy(logits, y, reduction="sum").item()
             correct += int((logits.argmax(1) == y).sum())
         return total / len(self.valid.clips), correct / len(self.valid.clips)
@@ -212,15 +227,18 @@ class TrainingRun:
         model = (self.average or self.victim).eval()
         clips = self.valid.clips.select(range(min(most, len(self.valid.clips))))
         x, y = self.valid(torch.arange(len(clips))), clips.labels.to(self.device)
+        mask = self.mask_of(clips.valid().to(self.device))
 
         def logits(x: Tensor) -> Tensor:
             for step in self.steps:
                 x = step(x)
-            return model.classifier(x)  # type: ignore[misc]
+            return logits_of(model, x, mask)
 
         threat = ThreatModel(self.options.get("norm", "l2"), self.options["eps"], self.bounds)
         streams = RandomStreams(self.training.seed, clips.ids, "validation")
-        x_adv = ATTACKS["pgd"](logits, x, y, threat, rng=streams, targeted=False, steps=steps)
+        # The mask is that of the whole batch, so that no example may leave it early.
+        options = {"steps": steps} if mask is None else {"steps": steps, "early_exit": False}
+        x_adv = ATTACKS["pgd"](logits, x, y, threat, rng=streams, targeted=False, **options)
         with torch.no_grad():
             return float((logits(x_adv).argmax(1) == y).float().mean())
 

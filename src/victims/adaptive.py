@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from src.losses import log_mean_probability
 from src.random_streams import RandomStreams
-from src.victims.victim import Chain, Stage
+from src.victims.victim import Chain, Stage, WithLengths
 
 
 class _Replace(torch.autograd.Function):
@@ -66,7 +66,7 @@ def once(chain: Chain, x: Tensor, rng: RandomStreams) -> Tensor:
     """The output of the chain at x, with one draw of its randomized stages."""
     for step in chain.steps:
         x = step.draw(x, rng)
-    return x if chain.classifier is None else chain.classifier(x)
+    return chain.classify(x)
 
 
 class Eot(nn.Module):
@@ -89,7 +89,8 @@ class Eot(nn.Module):
 
     def select(self, index: Tensor) -> Eot:
         """The same for the examples at `index`; their streams continue where they are."""
-        part = Eot(self.chain, self.draws, self.rng.select(index))
+        chain = self.chain.select(index) if isinstance(self.chain, WithLengths) else self.chain
+        part = Eot(chain, self.draws, self.rng.select(index))
         return part.train(self.training)
 
 
@@ -110,7 +111,8 @@ def adaptive(chain: Chain, *, rng: RandomStreams | None = None, draws: int = 10)
     """
     if any(not stage.differentiable for stage in chain.stages):
         stages: list[Stage] = [stage if stage.differentiable else Bpda(stage) for stage in chain.stages]  # type: ignore[arg-type, misc]
-        chain = Chain(stages, chain.classifier).train(chain.training)
+        wrapped = Chain(stages, chain.classifier).train(chain.training)
+        chain = WithLengths(wrapped, chain.valid) if isinstance(chain, WithLengths) else wrapped
     if not is_randomized(chain):
         return chain
     if rng is None:

@@ -98,15 +98,73 @@ class Chain(nn.Module):
         # A tuple hides the fused steps from torch: they share the buffers of the stages registered above.
         self.steps = tuple(steps)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The output at x [batch, ...].
+
+        Args:
+            valid: bool, the parts of x that are not padding: [batch, time] for a waveform, else as `mask` gives it. It
+                matters to a classifier that declares `uses_mask`.
+        """
+        if valid is not None:
+            return with_lengths(self, valid)(x)
         for step in self.steps:
             x = step(x)
-        return x if self.classifier is None else self.classifier(x)
+        return self.classify(x)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """The logits of the last representation; the features themselves where there is no classifier."""
+        return features if self.classifier is None else self.classifier(features)
+
+    @property
+    def uses_mask(self) -> bool:
+        """Whether the classifier is called as `classifier(features, mask)`, with the mask of valid frames
+        [batch, frames] or [1, frames], so that frames of padding do not count."""
+        return bool(getattr(self.classifier, "uses_mask", False))
 
     def mask(self, valid: Tensor) -> Tensor:
+        """Which parts of the output the valid parts of the input reach: bool, broadcastable to the output."""
         for stage in self.stages:
             valid = stage.mask(valid)  # type: ignore[operator]
         return valid
+
+    def frame_mask(self, valid: Tensor) -> Tensor:
+        """The same per frame of the last representation: bool [batch, frames]."""
+        mask = self.mask(valid)
+        return mask if mask.dim() == 2 else mask.flatten(1, -2).any(1)
+
+
+class WithLengths(Chain):
+    """A chain that knows which parts of its inputs are padding.
+
+    Args:
+        chain: it shares its stages and weights.
+        valid: bool, one row per example or a single one for all.
+    """
+
+    def __init__(self, chain: Chain, valid: Tensor):
+        super().__init__((), chain.classifier)
+        self.stages, self.steps = chain.stages, chain.steps
+        self.valid, self.training = valid, chain.training
+
+    def classify(self, features: Tensor) -> Tensor:
+        assert self.classifier is not None
+        return self.classifier(features, self.frame_mask(self.valid))
+
+    def select(self, index: Tensor) -> WithLengths:
+        """The same for the examples at `index`."""
+        return WithLengths(self, self.valid if len(self.valid) == 1 else self.valid[index])
+
+
+def with_lengths(chain: Chain, valid: Tensor, head: Chain | None = None) -> Chain:
+    """The chain for inputs with these valid parts; the chain itself where its classifier uses no mask.
+
+    Args:
+        valid: bool, the parts of the input that are not padding.
+        head: the chain whose output is the input of this one, where `valid` belongs to the input of that.
+    """
+    if not chain.uses_mask:
+        return chain
+    return WithLengths(chain, valid if head is None else head.mask(valid))
 
 
 class Victim(Chain):
@@ -241,9 +299,14 @@ class Victim(Chain):
 
 def fold_batch_norm(classifier: nn.Module) -> nn.Module:
     """Fold every batch norm that directly follows a convolution into its weights (evaluation mode only).
-    A model whose forward cannot be traced is returned as it is."""
+    A model whose forward cannot be traced is returned as it is; of one that uses a mask, the parts are folded."""
     from torch.fx.experimental.optimization import fuse
 
+    if any(getattr(module, "uses_mask", False) for module in classifier.modules()):
+        for name, child in classifier.named_children():
+            if any(True for _ in child.children()):
+                setattr(classifier, name, fold_batch_norm(child))
+        return classifier
     try:
         return fuse(classifier)
     except torch.fx.proxy.TraceError:

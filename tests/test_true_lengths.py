@@ -1,0 +1,196 @@
+"""True lengths reach the model: frames of padding do not count where a classifier uses a mask, in every command."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from src.attacks.core import PerExample
+from src.datasets import store
+from src.models.resnet import ResNet
+from src.random_streams import RandomStreams
+from src.registry import DEFENSES
+from src.training import TrainingSettings
+from src.training.batches import Augmentation
+from src.victims import checkpoint
+from src.victims.adaptive import adaptive, once
+from src.victims.victim import Victim, WithLengths, with_lengths
+from tests.conftest import call
+
+RATE = 16000
+WORDS = ("hiss", "hum")
+CONFIG = f"""[DATA]
+source = folder
+data_dir = clips
+include_dirs = {", ".join(WORDS)}
+n_test = 4
+[DATA.folder]
+source_dir = wavs
+validation = 0.25
+test = 0.5
+[MODEL]
+names = resnet
+[MODEL.resnet]
+widths = 4, 8
+masked_pooling = yes
+[FRONTEND.log_mel]
+win_length = 320
+hop_length = 320
+[TRAINING]
+epochs = 1
+batch_size = 4
+[ATTACK]
+names = pgd, random_signs
+eps = 0.001
+wavs = 0
+checks = 2
+speech = no
+[ATTACK.pgd]
+steps = 3
+[CERTIFY]
+sigma = 0.001
+n0 = 16
+n = 32
+batch_size = 16
+attack_clips = 1
+attack_steps = 1
+attack_n = 100
+baselines = quantize
+"""
+
+
+def build(**options: object) -> Victim:
+    torch.manual_seed(0)
+    return checkpoint.build(
+        model="resnet",
+        model_options={"widths": (4, 8, 8), **options},
+        front_end_options={"win_length": 320},
+        classes=WORDS,
+        sample_rate=RATE,
+        n_samples=RATE,
+    ).eval()
+
+
+def noise(count: int, samples: int) -> Tensor:
+    return 0.1 * torch.randn(count, samples, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("stage", ["waveform", "magnitude", "log_mel"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_padding_does_not_change_the_logits(stage: str, frozen: bool) -> None:
+    """The same at any representation, for a copy that attacks run, and for several lengths in one batch."""
+    whole = build(masked_pooling=True)
+    for module in whole.modules():  # batch norm of a trained model
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -1, 1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    victim = whole.frozen() if frozen else whole
+    x = noise(3, 8000)
+    lengths = torch.tensor([8000, 8000, 4800])
+    x[2, 4800:] = 0
+    expected = torch.cat([whole(x[:2]), whole(x[2:, :4800])])
+    padded = torch.nn.functional.pad(x, (0, 8000))
+    valid = torch.arange(16000) < lengths[:, None]
+    head, tail = victim.split(stage)
+    logits = with_lengths(tail, valid, head)(head(padded))
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(victim(padded, valid), expected, atol=1e-4, rtol=1e-4)
+    # Without lengths the padding does change them; and one row of lengths serves several copies of a clip.
+    assert (victim(padded) - expected).abs().max() > 1e-2
+    copies = with_lengths(tail, valid[2:], head)(head(padded[2:].expand(4, -1)))
+    torch.testing.assert_close(copies, expected[2:].expand(4, -1), atol=1e-4, rtol=1e-4)
+
+
+def test_a_classifier_without_a_mask_is_called_as_ever() -> None:
+    victim, x = build(), noise(2, RATE)
+    valid = torch.arange(RATE) < torch.tensor([[8000], [RATE]])
+    assert with_lengths(victim, valid) is victim
+    assert torch.equal(victim(x, valid), victim(x))
+    # Where nothing is padding, the masked average is the average.
+    masked = build(masked_pooling=True)
+    masked.load_state_dict(victim.state_dict())
+    torch.testing.assert_close(masked(x, torch.ones(2, RATE, dtype=torch.bool)), victim(x))
+
+
+def test_lengths_follow_the_examples_of_an_attack() -> None:
+    victim, x = build(masked_pooling=True), noise(3, RATE)
+    valid = torch.arange(RATE) < torch.tensor([[4000], [8000], [12000]])
+    x = x * valid
+    model, index = with_lengths(victim, valid), torch.tensor([2, 0])
+    assert isinstance(model, PerExample)
+    assert isinstance(model, WithLengths)
+    torch.testing.assert_close(model.select(index)(x[index]), model(x)[index])
+    defended = victim.defended([DEFENSES[name](sample_rate=RATE) for name in ("quantize", "noise_at_snr")])
+    streams = RandomStreams(0, "abc", "eot")
+    attacked = adaptive(with_lengths(defended, valid), rng=streams, draws=1)
+    drawn = attacked.select(index)(x[index])  # type: ignore[operator]
+    same = once(with_lengths(defended, valid), x, RandomStreams(0, "abc", "eot"))
+    torch.testing.assert_close(drawn, same[index].log_softmax(1), atol=1e-5, rtol=1e-5)
+
+
+def test_lengths_follow_augmentation() -> None:
+    valid = torch.arange(RATE) < torch.tensor([[4000], [8000], [12000]])
+    x = torch.where(valid, 1.0, 0.0)
+    for changes in ({"time_shift": 300.0}, {"time_shift": 100.0, "speed": 0.2}):
+        augmentation = Augmentation(TrainingSettings(**changes), 0, RATE, None, "cpu")  # type: ignore[arg-type]
+        state = augmentation.generator.get_state()
+        moved = augmentation.waveform(x)
+        assert not torch.equal(moved, x)
+        assert torch.equal(augmentation.moved(valid, state), moved > 0)
+    augmentation = Augmentation(TrainingSettings(mixup=1.0), 0, RATE, None, "cpu")
+    mixed, _, both = augmentation.mix(x, torch.eye(3), valid)
+    assert torch.equal(both, mixed > 0)
+    assert not torch.equal(both, valid)
+
+
+def recorded(strict: bool, counts: list[int]) -> Callable[..., Tensor]:
+    """ResNet.forward that demands a mask, notes its frame counts and, if `strict`, compares it with the frames that
+    are not silent."""
+    forward = ResNet.forward
+
+    def demanding(self: ResNet, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if len(x) > 1 or x.abs().max() > 0:  # building a model tries it on zeros
+            assert mask is not None, "the lengths were left out"
+            assert len(mask) in (1, len(x))
+            counts.extend(mask.sum(1).tolist())
+            if strict:
+                assert torch.equal(mask.expand(len(x), -1), (x > math.log(1e-6) + 1e-2).any(1))
+        return forward(self, x, mask)
+
+    return demanding
+
+
+def test_every_command_passes_the_lengths_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    for word in WORDS:
+        for i in range(8):
+            path = tmp_path / "wavs" / word / f"{i}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            x = rng.normal(0, 0.1, RATE // 10 * (2 + i))
+            soundfile.write(path, np.cumsum(x) / 5 if word == "hum" else x, RATE)
+    (tmp_path / "config.ini").write_text(CONFIG)
+    assert call(tmp_path, monkeypatch, "prepare_dataset.py") == 0
+    frames = {split: (store.load(tmp_path / "clips", split).lengths // 320 + 1).tolist() for split in store.SPLITS}
+    at_mel = ("--set", "ATTACK.stage=mel", "--set", "ATTACK.names=pgd")
+    for script, strict, splits, *args in (
+        ("train_model.py", True, ("train", "validation")),
+        ("evaluate_model.py", True, ("test",)),
+        ("attack.py", True, ("test",)),
+        ("attack.py", True, ("test",), "--self-test"),
+        ("attack.py", False, ("test",), *at_mel),
+        ("attack.py", False, ("test",), "--set", "DEFENSE.names=quantize"),
+        ("certify.py", False, ("test",)),
+    ):
+        counts: list[int] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(ResNet, "forward", recorded(strict, counts))
+            assert call(tmp_path, patched, script, *args) == 0, script
+        assert set(counts) <= {n for split in splits for n in frames[split]}, script
+        assert len(set(counts)) > 1, script
