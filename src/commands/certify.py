@@ -107,7 +107,7 @@ class CertificationRun:
             items += [("smoothed", sigma, number) for number in attacked_numbers]
         chains = {}
         if count and settings.baselines and settings.kind == "noise" and settings.space == "waveform":
-            chains = smoothed_attacks.waveform_chains({"undefended": self.victim, **self.baselines()})
+            chains = smoothed_attacks.waveform_chains({"undefended": self.victim.undefended(), **self.baselines()})
             items += [(name, "none", numbers[i * len(numbers) // count]) for name in chains for i in range(count)]
         bounds = self.victim.bounds(settings.stage)
 
@@ -143,7 +143,7 @@ class CertificationRun:
         for name in self.settings.baselines:
             try:
                 entries = selection.configured_defenses(self.config, [name])
-                victims[name] = checkpoint.defend(self.victim, entries)
+                victims[name] = checkpoint.defend(self.victim.undefended(), entries)
             except ValueError as error:
                 print(f"not attacked: {name} ({error})")
         return victims
