@@ -75,6 +75,7 @@ def attack(
     inversion: str = "gain_mask",
     device: torch.device | str = "cpu",
     options: Mapping[str, Any] | None = None,
+    fit_clips: Clips | None = None,
     **settings: Any,
 ) -> Adversarial:
     """Attack clips with a registered attack.
@@ -85,6 +86,7 @@ def attack(
             the smallest perturbation.
         inversion: back to audio where the stage is not the waveform.
         options: keys of the attack, e.g. {"steps": 100}.
+        fit_clips: training clips that an attack such as universal is fitted to first.
         settings: keys of the section [ATTACK]: stage, norm, mask, targeted, seed, batch_size ...
 
     Raises:
@@ -98,7 +100,8 @@ def attack(
         settings["eps"] = (budget,)
     attack_settings = AttackSettings(names=(name,), **settings)
     crafter = Crafter(victim, attack_settings, functools.partial(INVERSIONS[inversion]), torch.device(device))
-    crafted = list(crafter.craft(clips, name, options or {}, budget))
+    fitted = crafter.fit(fit_clips, name, options or {}, budget) if fit_clips else None
+    crafted = list(crafter.craft(clips, name, options or {}, budget, fitted))
     adversarial = replace(clips, samples=np.stack([clip.samples for clip in crafted]))
     return Adversarial(adversarial, [clip.facts for clip in crafted], clips, victim, attack_settings.targeted)
 

@@ -96,13 +96,17 @@ class Registry:
         self.kind, self.package = kind, package
         self._builders: dict[str, Callable[..., Any]] = {}
         self._checks: dict[str, Check] = {}
+        self._configured: dict[str, Callable[..., Any]] = {}
         self._loaded = False
 
-    def register(self, name: str, *, check_options: Check | None = None) -> Callable[[F], F]:
+    def register(
+        self, name: str, *, check_options: Check | None = None, configured: Callable[..., Any] | None = None
+    ) -> Callable[[F], F]:
         """Decorator that registers a builder under `name`.
 
         Args:
             check_options: refuses options that are legal one by one but not together, before any work.
+            configured: the function whose parameters are the config keys; None for the builder itself.
         """
 
         def enter(builder: F) -> F:
@@ -110,6 +114,8 @@ class Registry:
             self._builders[name] = builder
             if check_options:
                 self._checks[name] = check_options
+            if configured:
+                self._configured[name] = configured
             return builder
 
         return enter
@@ -135,7 +141,7 @@ class Registry:
 
     def keys(self, name: str) -> list[Key]:
         """The config keys of one builder."""
-        return keys_of(self[name])
+        return keys_of(self._configured_by(name))
 
     def check_options(self, name: str, options: Mapping[str, Any]) -> None:
         """Refuse options of one builder that contradict each other; those not given have their defaults.
@@ -143,10 +149,15 @@ class Registry:
         Raises:
             ValueError: says which.
         """
-        parameters = inspect.signature(self[name]).parameters.values()
+        parameters = inspect.signature(self._configured_by(name)).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         if name in self._checks:
             self._checks[name](defaults | dict(options))
+
+    def _configured_by(self, name: str) -> Callable[..., Any]:
+        """The function or class whose keyword-only parameters are the config keys."""
+        builder = self[name]
+        return self._configured.get(name, builder)
 
     @property
     def Name(self) -> Any:  # noqa: N802 - it is a type

@@ -1,4 +1,4 @@
-"""Attacks specific to audio: budgets in dB, bands, masking, playback, gains, universal perturbations."""
+"""Attacks specific to audio: budgets in dB, bands, masking, playback, gains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from src.attacks.audio.over_the_air import fft_length, play, playback
 from src.attacks.audio.psychoacoustic import Masking
 from src.attacks.controls.time_shuffled import shuffled
-from src.attacks.gradients.universal import _placed
 from src.datasets.store import FULL_SCALE, Clips, to_int16
 from src.evaluation import AttackSettings, Crafter, with_options
 from src.perception import snr
@@ -31,7 +30,6 @@ KEYS: dict[str, dict[str, object]] = {
     "over_the_air": {"steps": 10, "draws": 2, "low_hz": 100.0, "high_hz": 1800.0},
     "time_shift": {"steps": 10, "draws": 2},
     "gain_mask": {"n_fft": 256, "hop_length": 64, "steps": 60},
-    "universal": {"steps": 20},
 }
 
 
@@ -69,7 +67,7 @@ def run(
     return attack(Net(), x, y, threat, rng=streams, targeted=targeted)
 
 
-@pytest.mark.parametrize("name", [*AUDIO, "universal"])
+@pytest.mark.parametrize("name", AUDIO)
 def test_legal_and_repeatable(name: str, batch: tuple[Tensor, Tensor]) -> None:
     x, y = batch
     mask = torch.arange(TIME) < torch.tensor([TIME, TIME - 500] * 3)[:, None]
@@ -210,26 +208,6 @@ def test_over_the_air_survives_playback_better_than_pgd(batch: tuple[Tensor, Ten
 
     barely = ATTACKS["pgd"](Net(), x, y, threat, rng=RandomStreams(0, "abcdef", ""), targeted=False)
     assert survival(run("over_the_air", x, y, threat, steps=20)) > survival(barely)
-
-
-def test_one_perturbation_for_all(batch: tuple[Tensor, Tensor]) -> None:
-    x, _ = batch
-    target = torch.zeros(6, dtype=torch.long)
-    threat = ThreatModel("linf", 0.3)
-    for shift_invariant in (False, True):
-        x_adv = run("universal", x, target, threat, targeted=True, shift_invariant=shift_invariant)
-        delta = x_adv - x
-        torch.testing.assert_close(delta, delta[:1].expand_as(delta), atol=1e-6, rtol=0)
-        assert (Net()(x_adv).argmax(1) == 0).all()
-    rolled = x + _placed(delta[:1], torch.tensor([[0], [7], [100], [999], [2000], [4000]]), 6)
-    assert (Net()(rolled).argmax(1) == 0).all()
-
-
-def test_placing_is_rolling() -> None:
-    delta = torch.arange(12.0).reshape(1, 2, 6)
-    placed = _placed(delta, torch.tensor([[0], [2]]), 2)
-    assert torch.equal(placed[1], delta[0].roll(2, -1))
-    assert torch.equal(_placed(placed, torch.tensor([[0], [-2]]), 2)[1], delta[0])
 
 
 def test_gains_leave_silence_silent_and_stay_below_the_largest(batch: tuple[Tensor, Tensor]) -> None:

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.attacks.core import spec_of
+from src.attacks.core import registered_attack, spec_of
 from src.evaluation import AttackSettings, with_options
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
 
 QUICK = {
-    "steps": 4, "queries": 100, "search_steps": 2, "masking_steps": 3, "rounds": 3, "iterations": 5, "targets": 2,
-    "shrink_steps": 2, "refine": 3,
+    "steps": 4, "batch_size": 3, "queries": 100, "search_steps": 2, "masking_steps": 3, "rounds": 3, "iterations": 5,
+    "targets": 2, "shrink_steps": 2, "refine": 3,
 }  # fmt: skip
 SPECS = {name: spec_of(name) for name in ATTACKS.names()}
 CASES = [(name, norm) for name, spec in SPECS.items() for norm in spec.norms]
@@ -55,8 +55,21 @@ def quick(name: str) -> dict[str, int]:
 def run(
     name: str, net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, ids: str = "abcd", targeted: bool = False
 ) -> Tensor:
-    rng = RandomStreams(0, ids, name)
-    return with_options(name, quick(name), sample_rate=16000)(net, x, y, threat, rng=rng, targeted=targeted)
+    fitted = fit(name, net, x.shape[1:], threat.norm, targeted) if SPECS[name].fitted else None
+    function = with_options(name, quick(name), 16000, fitted)
+    return function(net, x, y, threat, rng=RandomStreams(0, ids, name), targeted=targeted)
+
+
+def fit(name: str, net: nn.Module, shape: torch.Size, norm: str, targeted: bool) -> dict[str, Tensor]:
+    """What a fitted attack learns on the clips of the problem, in two batches."""
+    _, x, y, mask = problem(*shape)
+    y = (y + 1) % 5 if targeted else y
+    if norm not in SPECS[name].norms or (targeted and not SPECS[name].targetable):
+        return {}  # the attack itself has to refuse
+    threat = ThreatModel(norm, EPS[norm], (-0.5, 0.5), mask)
+    return registered_attack(name).fit(
+        net, x, y, threat, rng=RandomStreams(0, "efgh", f"fit {name}"), targeted=targeted, **quick(name)
+    )
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
@@ -76,11 +89,10 @@ def test_waveforms(name: str, norm: str) -> None:
         assert torch.equal(original, present)
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
     assert [module.training for module in net.modules()] == modes
-    if not SPECS[name].fitted:
-        for i in (0, 3):
-            index = torch.tensor([i])
-            alone = run(name, net, x[index], y[index], threat.select(index), "abcd"[i])
-            torch.testing.assert_close(alone, x_adv[index], rtol=0, atol=1e-6)
+    for i in (0, 3):
+        index = torch.tensor([i])
+        alone = run(name, net, x[index], y[index], threat.select(index), "abcd"[i])
+        torch.testing.assert_close(alone, x_adv[index], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ATTACKS.names())
@@ -178,3 +190,23 @@ def test_controls_have_the_whole_size(name: str, norm: str) -> None:
     net, x, y, mask = problem(640)
     x_adv = run(name, net, x, y, ThreatModel(norm, EPS[norm], mask=mask))
     torch.testing.assert_close(norm_of(x_adv - x, norm), torch.full((4,), EPS[norm], dtype=x.dtype))
+
+
+@pytest.mark.parametrize("name", ATTACKS.names())
+def test_only_fitted_attacks_are_fitted(name: str) -> None:
+    net, x, y, _ = problem(640)
+    norm = SPECS[name].norms[0]
+    rng, threat = RandomStreams(0, "abcd", ""), ThreatModel(norm, EPS[norm], (-0.5, 0.5))
+    attack = registered_attack(name)
+    if not SPECS[name].fitted:
+        with pytest.raises(ValueError, match=f"{name} is not a fitted attack"):
+            attack.fit(net, x, y, threat, rng=rng, targeted=False)
+        return
+    tensors = attack.fit(net, x, y, threat, rng=rng, targeted=False, **quick(name))
+    again = attack.fit(net, x, y, threat, rng=RandomStreams(0, "abcd", ""), targeted=False, **quick(name))
+    assert all(torch.equal(tensors[key], again[key]) and not tensors[key].requires_grad for key in tensors)
+    with pytest.raises(ValueError, match="needs clips"):
+        attack.fit(net, x[:0], y[:0], threat, rng=rng.select(torch.tensor([], dtype=torch.long)), targeted=False)
+    with pytest.raises(ValueError, match="fit it first"):
+        with_options(name, {}, 16000)
+    assert {key.name for key in ATTACKS.keys(name)}, "the config keys are those of fit"

@@ -4,6 +4,7 @@ mistake a person makes: one clear line, exit code 2, nothing lost."""
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import pytest
 import soundfile
 
 from src import config
+from src.attacks import fitted
 from tests.conftest import ROOT, WORDS, call, rows
 
 
@@ -202,6 +204,30 @@ def test_help_lists_the_sections_that_are_read(
     args = [part for override in [*SMALL[script], "RESULTS.results_dir=read"] for part in ("--set", override)]
     assert call(workspace, monkeypatch, script, *args) == 0
     assert set(re.findall(r"^\[(\w+)\]$", text, re.M)) == sections_read
+
+
+def test_a_fitted_attack_learns_from_training_clips(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ["ATTACK.names=universal", "ATTACK.eps=0.01", "ATTACK.fit_clips=9", "ATTACK.universal.steps=6"]
+    keys += ["RESULTS.results_dir=universal", "ATTACK.speech=no", "ATTACK.wavs=0"]
+    args = [argument for key in keys for argument in ("--set", key)]
+    assert call(workspace, monkeypatch, "attack.py", *args) == 0
+    assert "DO NOT TRUST" not in capsys.readouterr().out
+    results = workspace / "universal/attack"
+    (path,) = results.rglob("fitted/*/universal_0.01_*.pt")
+    entry = fitted.load(path)
+    assert entry.tensors["delta"].shape == (1, 16000)
+    assert entry.weights == hashlib.sha256((workspace / f"data/models/{entry.victim}.pt").read_bytes()).hexdigest()
+    written = [row for row in rows(results / "rows.csv") if row["attack"] == "universal"]
+    assert len(written) == 6
+    assert all(row["feasible"] == "1" and row["backwards"] == "0" for row in written)
+    before = path.stat().st_mtime_ns, (results / "rows.csv").read_bytes()
+    assert call(workspace, monkeypatch, "attack.py", *args) == 0
+    assert before == (path.stat().st_mtime_ns, (results / "rows.csv").read_bytes())
+    # Another set of clips to fit to: the rows no longer hold.
+    assert call(workspace, monkeypatch, "attack.py", *args, "--set", "ATTACK.fit_clips=10") == 0
+    assert len(list(results.rglob("fitted/*/*.pt"))) == 2
 
 
 def test_data_with_other_class_order_or_fewer_classes(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,12 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from src.attacks.spec import Access, AttackSpec, Kind, Stages
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS, Check
 from src.threat import ThreatModel, column
@@ -19,7 +20,10 @@ Model = Callable[[Tensor], Tensor]
 """From inputs [batch, ...] to logits [batch, classes]. A model that keeps values per example (counts, random streams)
 is `PerExample` as well."""
 AttackFunction = Callable[..., Tensor]
-"""`attack(model, x, y, threat, *, rng, targeted, <config keys>) -> x_adv`."""
+"""`attack(model, x, y, threat, *, rng, targeted, <config keys>) -> x_adv`; a fitted attack takes `fitted`, what its
+`FitFunction` returned, in place of the config keys."""
+FitFunction = Callable[..., dict[str, Tensor]]
+"""`fit(model, x, y, threat, *, rng, targeted, <config keys>) -> tensors` on training or validation clips x."""
 T = TypeVar("T")
 
 
@@ -32,50 +36,6 @@ class PerExample(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class AttackSpec:
-    """Properties of an attack, declared once at its registration.
-
-    Attributes:
-        name: its name in the config.
-        kind: budget (maximizes the loss within eps), minimum_norm (minimizes the perturbation) or control (a random
-            perturbation of the whole budget, which an attack has to outperform).
-        norms: norms of the perturbation that it supports; the first is the default of a minimum-norm attack.
-        targetable: whether it can aim at a given label.
-        access: what it needs from the model.
-        stages: the representations it applies to.
-        fitted: whether it learns one result from training clips instead of one per example.
-        needs_sample_rate: whether it takes the keyword `sample_rate` (Hz), which the program supplies.
-    """
-
-    name: str
-    kind: Literal["budget", "minimum_norm", "control"]
-    norms: tuple[str, ...]
-    targetable: bool
-    access: Literal["gradients", "scores", "labels", "none"]
-    stages: Literal["any", "waveform"] = "any"
-    fitted: bool = False
-    needs_sample_rate: bool = False
-
-    @property
-    def has_budget(self) -> bool:
-        """Whether it runs once per eps; a minimum-norm attack runs only once."""
-        return self.kind != "minimum_norm"
-
-    def check(self, norm: str, targeted: bool, at_waveform: bool) -> None:
-        """Refuse a use that the attack does not support.
-
-        Raises:
-            ValueError: unsupported norm, target or representation.
-        """
-        if norm not in self.norms:
-            raise ValueError(f"{self.name} has no norm {norm} (choices: {', '.join(self.norms)})")
-        if targeted and not self.targetable:
-            raise ValueError(f"{self.name} cannot aim at a target; set targeted = no")
-        if self.stages == "waveform" and not at_waveform:
-            raise ValueError(f"{self.name} perturbs waveforms, [batch, time]; set stage = waveform")
-
-
 class RegisteredAttack:
     """An attack function with its specification. A call checks its arguments against the specification and runs the
     function without autograd (it enables gradients where it needs them); an empty batch is returned as it is. A
@@ -84,10 +44,12 @@ class RegisteredAttack:
     Args:
         spec: properties of the attack.
         function: computes the adversarial examples.
+        fit_function: what a fitted attack learns beforehand; its keyword-only parameters are the config keys.
     """
 
-    def __init__(self, spec: AttackSpec, function: AttackFunction):
-        self.spec, self.function = spec, function
+    def __init__(self, spec: AttackSpec, function: AttackFunction, fit_function: FitFunction | None = None):
+        assert spec.fitted == (fit_function is not None)
+        self.spec, self.function, self.fit_function = spec, function, fit_function
         functools.update_wrapper(self, function)
 
     def __call__(
@@ -102,7 +64,8 @@ class RegisteredAttack:
         **options: Any,
     ) -> Tensor:
         self.spec.check(threat.norm, targeted, x.dim() == 2)
-        ATTACKS.check_options(self.spec.name, options)
+        if not self.spec.fitted:
+            ATTACKS.check_options(self.spec.name, options)
         x = x.detach()
         if not len(x):
             return x.clone()
@@ -113,39 +76,76 @@ class RegisteredAttack:
                 x_adv = torch.where(inside, x_adv, threat.project(x_adv, x))
         return x_adv
 
+    def fit(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        *,
+        rng: RandomStreams,
+        targeted: bool,
+        **options: Any,
+    ) -> dict[str, Tensor]:
+        """What a fitted attack learns from training or validation clips; a call takes it as `fitted`.
+
+        Args:
+            x: inputs, [clips, ...].
+            y: labels, or targets if `targeted`, [clips].
+            options: config keys.
+
+        Raises:
+            ValueError: the attack is not fitted, there are no clips, or its specification does not allow the use.
+        """
+        if self.fit_function is None:
+            raise ValueError(f"{self.spec.name} is not a fitted attack")
+        self.spec.check(threat.norm, targeted, x.dim() == 2)
+        ATTACKS.check_options(self.spec.name, options)
+        if not len(x):
+            raise ValueError(f"{self.spec.name} needs clips to be fitted to")
+        with torch.no_grad():
+            return self.fit_function(model, x.detach(), y, threat, rng=rng, targeted=targeted, **options)
+
 
 def attack(
     name: str,
     *,
-    kind: Literal["budget", "minimum_norm", "control"],
+    kind: Kind,
     norms: tuple[str, ...],
-    access: Literal["gradients", "scores", "labels", "none"],
+    access: Access,
     targetable: bool = True,
-    stages: Literal["any", "waveform"] = "any",
-    fitted: bool = False,
+    stages: Stages = "any",
     needs_sample_rate: bool = False,
     check_options: Check | None = None,
+    fit: FitFunction | None = None,
 ) -> Callable[[AttackFunction], RegisteredAttack]:
     """Decorator: register `function(model, x, y, threat, *, rng, targeted, <config keys>) -> x_adv` with the
     specification of `AttackSpec`.
 
     Args:
         check_options: raises ValueError where options contradict each other; called before any work.
+        fit: for a fitted attack: `fit(model, x, y, threat, *, rng, targeted, <config keys>) -> tensors`. The decorated
+            function then takes the keyword `fitted` with these tensors and has no config keys.
     """
-    spec = AttackSpec(name, kind, norms, targetable, access, stages, fitted, needs_sample_rate)
-    register = ATTACKS.register(name, check_options=check_options)
-    return lambda function: register(RegisteredAttack(spec, function))
+    spec = AttackSpec(name, kind, norms, targetable, access, stages, fit is not None, needs_sample_rate)
+    register = ATTACKS.register(name, check_options=check_options, configured=fit)
+    return lambda function: register(RegisteredAttack(spec, function, fit))
 
 
-def spec_of(name: str) -> AttackSpec:
-    """The specification of a registered attack.
+def registered_attack(name: str) -> RegisteredAttack:
+    """A registered attack with its specification and, where it is fitted, its `fit`.
 
     Raises:
         ValueError: no such attack; lists the choices.
     """
     registered = ATTACKS[name]
     assert isinstance(registered, RegisteredAttack), f"{name} was registered without @attack"
-    return registered.spec
+    return registered
+
+
+def spec_of(name: str) -> AttackSpec:
+    """The specification of a registered attack; raises ValueError as `registered_attack` does."""
+    return registered_attack(name).spec
 
 
 def narrow(part: T, index: Tensor) -> T:

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from src.attacks.core import spec_of
-from src.commands import selection
+from src.commands import fitting, selection
 from src.config import Config
 from src.datasets.crafted import CraftedStore
 from src.datasets.store import Clips
@@ -75,6 +75,7 @@ def identity(config: Config, clips: Clips, device: torch.device) -> dict[str, ob
         "components": {name: keys for name, keys in config.components.items() if name.startswith(kinds)},
         "clips": clips.fingerprint(),
         "device": device.type,
+        **({"fit": fitting.clips(config).fingerprint()} if config.attack.fitted_names else {}),
     }
 
 
@@ -127,10 +128,7 @@ class AttackCommand:
             ]
             keys += run_keys
             missing = [i for i, key in enumerate(run_keys) if key not in rows]
-            if missing and spec_of(name).fitted:  # one perturbation for all clips
-                share: Sequence[int] = range(len(self.clips)) if self.members.leads else ()
-            else:
-                share = self.members.share(missing)
+            share = self.members.share(missing)
             if not share:
                 continue
             store = self.store(model, name, eps)
@@ -148,10 +146,11 @@ class AttackCommand:
     ) -> None:
         """Put the clips at `index` that the store lacks into it."""
         missing = [i for i in index if self.clips.ids[i] not in store]
-        if spec_of(name).fitted:
-            missing = list(index) if missing else []
+        if not missing:
+            return
         options = self.config.component("ATTACK", name)
-        crafted = attacked.crafter.craft(self.clips.select(missing), name, options, eps)
+        fitted = fitting.tensors(self.config, attacked.crafter, attacked.model, name, eps, self.folder)
+        crafted = attacked.crafter.craft(self.clips.select(missing), name, options, eps, fitted)
         title = f"{attacked.model.name}, {name}, eps {eps or 'smallest'}"
         for clip in tqdm(crafted, title, len(missing), unit="clip", disable=not self.members.leads, leave=False):
             if clip.facts["id"] not in store:

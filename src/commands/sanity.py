@@ -62,7 +62,7 @@ def search(
             if earlier.get("searched", {}).get(title) == searched[title]:
                 known = [sanity_checks.Indicator(**facts) for facts in earlier["signs"][title]]
                 indicators += [indicator for indicator in known if indicator.name not in sanity_checks.OVER_ROWS]
-            elif len(part):
+            elif len(part) and not spec_of(name).fitted:  # the other signs come from attacking these clips anew
                 indicators += on_clips(config, entry, part, name, eps)
             signs[title] = indicators
     return signs, searched
@@ -107,7 +107,7 @@ def plant_and_search(config: Config, attacked: Sequence[AttackedModel], clips: C
         crafter = entry.crafter
         x, valid, _, z = crafter.load(part)
         for name, eps in attack_runs(config):
-            if eps and not is_control(name):
+            if eps and not is_control(name) and not spec_of(name).fitted:
                 outcome = self_test(
                     with_options(name, config.component("ATTACK", name), crafter.victim.sample_rate),
                     crafter.attacked_model(part.ids, valid), z,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from src import perception
-from src.attacks.core import Model, narrow, spec_of
+from src.attacks.core import Model, narrow, registered_attack, spec_of
 from src.datasets.store import FULL_SCALE, Clips, to_int16
 from src.evaluation.masks import sample_mask
 from src.evaluation.settings import AttackSettings
@@ -70,10 +70,21 @@ class CallCounter:
         return CallCounter(narrow(self.model, index), self.index[index.cpu()], self.forwards, self.backwards)
 
 
-def with_options(name: str, options: Mapping[str, Any], sample_rate: int) -> Callable[..., Tensor]:
-    """An attack with its config keys set, and the sample rate (Hz) where it needs one."""
+def with_options(
+    name: str, options: Mapping[str, Any], sample_rate: int, fitted: Mapping[str, Tensor] | None = None
+) -> Callable[..., Tensor]:
+    """An attack with its config keys set, and the sample rate (Hz) where it needs one. The config keys of a fitted
+    attack are those of its `fit`, whose result it takes as `fitted`.
+
+    Raises:
+        ValueError: a fitted attack without its fit.
+    """
     supplied = {"sample_rate": sample_rate} if spec_of(name).needs_sample_rate else {}
-    return functools.partial(ATTACKS[name], **options, **supplied)
+    if not spec_of(name).fitted:
+        return functools.partial(ATTACKS[name], **options, **supplied)
+    if fitted is None:
+        raise ValueError(f"{name} is fitted to training clips before it attacks others; fit it first")
+    return functools.partial(ATTACKS[name], fitted=fitted, **supplied)
 
 
 def threat_norm(name: str, norm: str) -> str:
@@ -87,6 +98,11 @@ def predicted_labels(chain: Chain, x: Tensor, rng: RandomStreams) -> Tensor:
     with torch.no_grad():
         logits = once(chain, x, rng)
     return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
+
+
+def _batches(count: int, batch_size: int) -> tuple[Tensor, ...]:
+    """Positions 0 to count - 1 in batches."""
+    return torch.split(torch.arange(count), batch_size) if count else ()
 
 
 class Crafter:
@@ -137,19 +153,43 @@ class Crafter:
         with torch.no_grad():
             return x, valid, y, once(self.head, x, self.streams(clips.ids, "head"))
 
-    def craft(self, clips: Clips, name: str, options: Mapping[str, Any], eps: Budget | None) -> Iterator[CraftedClip]:
+    def fit(self, clips: Clips, name: str, options: Mapping[str, Any], eps: Budget | None) -> dict[str, Tensor]:
+        """What a fitted attack learns from clips that it is not scored on; `craft` takes it as `fitted`.
+
+        Args:
+            options: config keys of the attack.
+            eps: the budget; None for an attack without one.
+        """
+        parts = [self.load(clips.select(part)) for part in _batches(len(clips), self.settings.batch_size)]
+        x, valid, y, z = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        supplied = {"sample_rate": self.victim.sample_rate} if spec_of(name).needs_sample_rate else {}
+        return registered_attack(name).fit(
+            self.attacked_model(clips.ids), z, self.targets(y, clips.ids) if self.settings.targeted else y,
+            self.threat(x, z, valid, name, eps), rng=self.streams(clips.ids, f"fit {name}"),
+            targeted=self.settings.targeted, **options, **supplied,
+        )  # fmt: skip
+
+    def craft(
+        self,
+        clips: Clips,
+        name: str,
+        options: Mapping[str, Any],
+        eps: Budget | None,
+        fitted: Mapping[str, Tensor] | None = None,
+    ) -> Iterator[CraftedClip]:
         """Attack every clip; yields in their order.
 
         Args:
-            options: the attack's config keys.
+            options: config keys of the attack.
             eps: the budget; None for minimum-norm attacks.
+            fitted: what `fit` returned, for a fitted attack.
         """
-        together = self.settings.batch_size if not spec_of(name).fitted else len(clips)
-        for part in torch.split(torch.arange(len(clips)), together) if len(clips) else ():
-            yield from self._craft_batch(clips.select(part), name, options, eps)
+        function = with_options(name, options, self.victim.sample_rate, fitted)
+        for part in _batches(len(clips), self.settings.batch_size):
+            yield from self._craft_batch(clips.select(part), name, function, eps)
 
     def _craft_batch(
-        self, clips: Clips, name: str, options: Mapping[str, Any], eps: Budget | None
+        self, clips: Clips, name: str, function: Callable[..., Tensor], eps: Budget | None
     ) -> Iterator[CraftedClip]:
         targeted, ids = self.settings.targeted, clips.ids
         x, valid, y, z = self.load(clips)
@@ -160,7 +200,7 @@ class Crafter:
         todo = torch.arange(len(y), device=y.device) if targeted else (clean == y).nonzero().flatten()
         counter = CallCounter.start(narrow(self.attacked_model(ids, valid), todo), len(todo))
         start = self._clock()
-        x_adv = with_options(name, options, self.victim.sample_rate)(
+        x_adv = function(
             counter, z[todo], (target if targeted else y)[todo], threat.select(todo),
             rng=self.streams(ids, name).select(todo), targeted=targeted,
         )  # fmt: skip

@@ -12,6 +12,8 @@ from src.victims.victim import WAVEFORM
 
 NOT_IN_ROWS = ("names", "eps", "batch_size", "checks")
 """Keys that rows do not depend on, or that are columns of the rows."""
+FIT_KEYS = ("fit_split", "fit_clips")
+"""Keys that rows depend on only where a fitted attack runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,8 @@ class AttackSettings:
         seed: of targets, random starts and noise.
         wavs: clips per model, attack and eps for which wavs and a figure are saved.
         speech: measure PESQ and STOI, which are defined for speech only.
+        fit_split: split of the clips that fitted attacks such as universal learn from.
+        fit_clips: largest number of these clips, drawn with the seed of the data.
         checks: clips on which every attack is checked for signs of failure; 0 for none.
     """
 
@@ -48,6 +52,8 @@ class AttackSettings:
     seed: Natural = 0
     wavs: Natural = 5
     speech: bool = True
+    fit_split: Literal["train", "validation"] = "train"
+    fit_clips: Count = 500
     checks: Natural = 8
 
     def __post_init__(self) -> None:
@@ -57,6 +63,12 @@ class AttackSettings:
         if self.norm in ("l1", "l0") and any(eps.is_snr for eps in self.eps):
             raise ValueError(f"an eps in dB needs the norm linf or l2, not {self.norm}")
 
+    @property
+    def fitted_names(self) -> tuple[str, ...]:
+        """The attacks that are fitted before they run."""
+        return tuple(name for name in self.names if spec_of(name).fitted)
+
     def identity(self) -> dict[str, Any]:
         """Everything that a row depends on and that is not one of its columns, as plain values."""
-        return {key: value for key, value in vars(self).items() if key not in NOT_IN_ROWS}
+        unused = () if self.fitted_names else FIT_KEYS
+        return {key: value for key, value in vars(self).items() if key not in (*NOT_IN_ROWS, *unused)}

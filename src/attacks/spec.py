@@ -1,0 +1,54 @@
+"""The specification of an attack: its properties, which it declares once and the config is checked against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["budget", "minimum_norm", "control"]
+Access = Literal["gradients", "scores", "labels", "none"]
+Stages = Literal["any", "waveform"]
+
+
+@dataclass(frozen=True)
+class AttackSpec:
+    """Properties of an attack, declared once at its registration.
+
+    Attributes:
+        name: its name in the config.
+        kind: budget (maximizes the loss within eps), minimum_norm (minimizes the perturbation) or control (a random
+            perturbation of the whole budget, which an attack has to outperform).
+        norms: norms of the perturbation that it supports; the first is the default of a minimum-norm attack.
+        targetable: whether it can aim at a given label.
+        access: what it needs from the model.
+        stages: the representations it applies to.
+        fitted: whether it first learns from training clips (`RegisteredAttack.fit`) what it then applies to any clip.
+        needs_sample_rate: whether it takes the keyword `sample_rate` (Hz), which the program supplies.
+    """
+
+    name: str
+    kind: Kind
+    norms: tuple[str, ...]
+    targetable: bool
+    access: Access
+    stages: Stages = "any"
+    fitted: bool = False
+    needs_sample_rate: bool = False
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether it runs once per eps; a minimum-norm attack runs only once."""
+        return self.kind != "minimum_norm"
+
+    def check(self, norm: str, targeted: bool, at_waveform: bool) -> None:
+        """Refuse a use that the attack does not support.
+
+        Raises:
+            ValueError: unsupported norm, target or representation.
+        """
+        if norm not in self.norms:
+            raise ValueError(f"{self.name} has no norm {norm} (choices: {', '.join(self.norms)})")
+        if targeted and not self.targetable:
+            raise ValueError(f"{self.name} cannot aim at a target; set targeted = no")
+        if self.stages == "waveform" and not at_waveform:
+            raise ValueError(f"{self.name} perturbs waveforms, [batch, time]; set stage = waveform")

@@ -1,0 +1,56 @@
+"""Fitted attacks of attack.py: they learn from training or validation clips before they attack test clips, and keep the
+result as a file in results_dir/attack/fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from src.attacks.core import spec_of
+from src.attacks.fitted import FittedAttack, load, save
+from src.commands.selection import Trained, configured_defenses
+from src.config import Config
+from src.datasets import store
+from src.datasets.store import Clips
+from src.evaluation import Crafter, threat_norm
+from src.files import fingerprint
+from src.random_streams import derive_seed
+from src.threat import Budget
+
+
+def clips(config: Config) -> Clips:
+    """At most fit_clips clips of fit_split, drawn with the seed of the data, in the order of the store."""
+    split = store.load(config.data.data_dir, config.attack.fit_split)
+    generator = torch.Generator().manual_seed(derive_seed(config.data.seed, "fit_clips"))
+    return split.select(torch.randperm(len(split), generator=generator)[: config.attack.fit_clips].sort().values)
+
+
+def tensors(
+    config: Config, crafter: Crafter, model: Trained, name: str, eps: Budget | None, folder: Path
+) -> Mapping[str, Tensor] | None:
+    """What a fitted attack learned against this model: read from its file, or fitted now and written there. None for
+    an attack that is not fitted.
+
+    Raises:
+        OSError: no prepared clips of fit_split, or the file cannot be written.
+    """
+    if not spec_of(name).fitted:
+        return None
+    settings, options, fit_clips = config.attack, config.component("ATTACK", name), clips(config)
+    used = ("mask", "silence_db", "adaptive", "eot_draws", "seed")
+    depends = {**options, **{key: getattr(settings, key) for key in used}, "defenses": configured_defenses(config)}
+    entry = FittedAttack(
+        attack=name, victim=model.name, weights=model.weights, stage=settings.stage,
+        norm=threat_norm(name, settings.norm), eps=str(eps or "inf"), targeted=settings.targeted,
+        options=fingerprint({**depends, "device": crafter.device.type}), clips=fit_clips.fingerprint(), tensors={},
+    )  # fmt: skip
+    path = folder / "fitted" / model.name / f"{name}_{eps or 'inf'}_{fingerprint(vars(entry))}.pt".replace(" ", "")
+    if path.is_file():
+        return load(path).tensors
+    fitted = crafter.fit(fit_clips, name, options, eps)
+    save(path, replace(entry, tensors=fitted))
+    return fitted
