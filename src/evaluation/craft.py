@@ -164,7 +164,7 @@ class Crafter:
         x, valid, y, z = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         supplied = {"sample_rate": self.victim.sample_rate} if spec_of(name).needs_sample_rate else {}
         return registered_attack(name).fit(
-            self.attacked_model(clips.ids), z, self.targets(y, clips.ids) if self.settings.targeted else y,
+            self.attacked_model(clips.ids, valid), z, self.targets(y, clips.ids) if self.settings.targeted else y,
             self.threat(x, z, valid, name, eps), rng=self.streams(clips.ids, f"fit {name}"),
             targeted=self.settings.targeted, **options, **supplied,
         )  # fmt: skip
