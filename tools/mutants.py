@@ -1,5 +1,5 @@
 """Mutation test: how many seeded faults the tests notice. A sample of places in src is changed one at a time by the
-operators of cosmic-ray (pip install cosmic-ray; not among the requirements), and the tests that cover the file run.
+operators of cosmic-ray (pip install cosmic-ray coverage; no requirement of ours), and the tests that execute it run.
 
     python tools/mutants.py --sample 300 --seed 0 --workers 2 --out data/mutants.csv
 
@@ -15,8 +15,10 @@ import importlib
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,24 +27,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("commands", "evaluation", "output", "smoothing", "victims")
-SCRIPTS = "tests/test_wiring_attack.py tests/test_scripts.py"
-TESTS = {
-    "commands": f"tests/test_golden.py tests/test_wiring.py {SCRIPTS} tests/test_smoothing.py",
-    "evaluation": "tests/test_evaluation.py tests/test_golden.py tests/test_wiring_attack.py",
-    "evaluation/accuracy": "tests/test_accuracy.py tests/test_golden.py",
-    "evaluation/judge": "tests/test_judge.py tests/test_evaluation.py",
-    "evaluation/planted_test": "tests/test_planted_test.py",
-    "evaluation/sanity_checks": "tests/test_sanity_checks.py tests/test_wiring_attack.py",
-    "evaluation/settings": "tests/test_config.py tests/test_evaluation.py tests/test_wiring_attack.py",
-    "evaluation/smoothed_attacks": "tests/test_smoothed_attacks.py tests/test_golden.py",
-    "evaluation/summary": "tests/test_evaluation.py tests/test_judge.py tests/test_golden.py",
-    "output/figures": "tests/test_figures.py",
-    "output/results": "tests/test_results.py tests/test_golden.py",
-    "smoothing": "tests/test_smoothing.py tests/test_smoothed_attacks.py tests/test_golden.py",
-    "victims": "tests/test_victim.py tests/test_checkpoint.py tests/test_adaptive.py tests/test_frozen_convolution.py "
-    "tests/test_wiring_attack.py",
-}
-"""The tests of a file: those of its longest prefix."""
+TESTS = (
+    "accuracy adaptive api checkpoint config crafted defenses docs evaluation figures frozen_convolution golden "
+    "judge perception planted_test registry results sanity_checks scripts smoothed_attacks smoothing training "
+    "training_methods true_lengths victim wiring wiring_attack"
+)
+"""The test files that cover these rooms, tests/test_NAME.py."""
+MINUTE = 60.0
+"""Seconds of covering tests that a mutant has to survive, the quickest first."""
 LIBRARIES = (
     "torch numpy scipy.stats scipy.signal librosa soundfile soxr matplotlib.pyplot pydantic hypothesis pesq pystoi av "
     "torch.fx.experimental.optimization tqdm"
@@ -102,10 +94,64 @@ def places(path: Path) -> dict[Place, list[tuple[str, int]]]:
     return found
 
 
-def tests_of(file: str) -> list[str]:
-    name = file.removeprefix("src/").removesuffix(".py")
-    best = max((key for key in TESTS if name.startswith(key)), key=len)
-    return [test for test in TESTS[best].split() if (ROOT / test).exists()]
+class Coverage:
+    """Which tests execute which line, and how long each takes, from one run of them under coverage.
+
+    Args:
+        folder: of what was measured; it is measured anew where nothing is there.
+    """
+
+    def __init__(self, folder: Path):
+        data, report = folder / "mutants.coverage", folder / "mutants.durations.txt"
+        files = [f"tests/test_{name}.py" for name in TESTS.split() if (ROOT / f"tests/test_{name}.py").exists()]
+        if not (data.exists() and report.exists()):
+            settings = folder / "mutants.coveragerc"
+            rooms = "".join(f"\n    src/{room}/*" for room in ROOMS)
+            settings.write_text(f"[run]\ndynamic_context = test_function\ndata_file = {data}\ninclude ={rooms}\n")
+            command = [
+                "-m",
+                "coverage",
+                "run",
+                f"--rcfile={settings}",
+                "-m",
+                "pytest",
+                "-q",
+                "--durations=0",
+                "-vv",
+                *files,
+            ]
+            measured = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+            if measured.returncode:
+                sys.exit(f"the tests fail without any mutant:\n{measured.stdout[-2000:]}")
+            report.write_text(measured.stdout)
+        self.seconds: dict[str, float] = defaultdict(float)
+        for line in report.read_text().splitlines():
+            if timed := re.match(r"([\d.]+)s (?:call|setup|teardown) +(tests/\S+?::[\w:]+)", line):
+                self.seconds[timed[2]] += float(timed[1])
+        from coverage import CoverageData
+
+        self.data = CoverageData(str(data))
+        self.data.read()
+
+    def tests(self, file: str, line: int) -> list[str]:
+        """Up to a minute of the tests that execute the line, the quickest first; of a line that runs at import, the
+        tests that execute any line of the file."""
+        contexts = self.data.contexts_by_lineno(str(ROOT / file))
+        names = {name for name in contexts.get(line, ()) if name}
+        if not names:
+            names = {name for of_line in contexts.values() for name in of_line if name}
+        nodes = [
+            f"tests/{name.split('.')[1]}.py::{'::'.join(name.split('.')[2:])}"
+            for name in names
+            if name.startswith("tests.")
+        ]
+        chosen, total = [], 0.0
+        for node in sorted((node for node in nodes if node in self.seconds), key=self.seconds.__getitem__):
+            total += self.seconds[node]
+            chosen.append(node)
+            if total > MINUTE:
+                break
+        return chosen
 
 
 def attempt(copy: Path, file: str, source: str, tests: list[str]) -> str:
@@ -134,7 +180,7 @@ def attempt(copy: Path, file: str, source: str, tests: list[str]) -> str:
     return "hung"
 
 
-def work(jobs: list[tuple[str, int, int, str, int]], out: Path) -> None:
+def work(jobs: list[tuple[str, int, int, str, int]], out: Path, coverage: Coverage) -> None:
     """Try the mutants one after the other and append a row each."""
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
@@ -150,7 +196,11 @@ def work(jobs: list[tuple[str, int, int, str, int]], out: Path) -> None:
             original = (ROOT / file).read_text()
             mutant = mutate_code(original, get_operator(name)(), occurrence)
             start = time.monotonic()
-            outcome = attempt(copy, file, mutant, tests_of(file)) if mutant and mutant != original else "no change"
+            tests = coverage.tests(file, line)
+            if not mutant or mutant == original:
+                outcome = "no change"
+            else:
+                outcome = attempt(copy, file, mutant, tests) if tests else "survived"
             (copy / file).write_text(original)
             before, after = original.splitlines(), (mutant or "").splitlines()
             changed = next((a.strip() for b, a in zip(before, after, strict=False) if a != b), "")
@@ -176,6 +226,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "data/mutants.csv")
     args = parser.parse_args()
     os.environ.update(EARSHOT_THREADS="1", OMP_NUM_THREADS="1")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    coverage = Coverage(args.out.parent)
     files = sorted(path for name in ROOMS for path in (ROOT / "src" / name).rglob("*.py"))
     every: dict[Place, list[tuple[str, int]]] = {}
     for path in files:
@@ -183,12 +235,12 @@ def main() -> None:
     rng = random.Random(args.seed)
     chosen = rng.sample(sorted(every), min(args.sample, len(every)))
     jobs = [(*place, *rng.choice(every[place])) for place in chosen]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     done = {tuple(row[:4]) for row in csv.reader(args.out.open())} if args.out.exists() else set()
     jobs = [job for job in jobs if (job[0], str(job[1]), str(job[2]), job[3]) not in done]
     print(f"{len(every)} places in {len(files)} files, {len(chosen)} sampled, {len(jobs)} to try", flush=True)
     processes = [
-        multiprocessing.Process(target=work, args=(jobs[i :: args.workers], args.out)) for i in range(args.workers)
+        multiprocessing.Process(target=work, args=(jobs[i :: args.workers], args.out, coverage))
+        for i in range(args.workers)
     ]
     for process in processes:
         process.start()

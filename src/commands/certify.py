@@ -20,7 +20,7 @@ from src.evaluation import smoothed_attacks
 from src.files import fingerprint
 from src.output import figures, results
 from src.registry import DEFENSES
-from src.smoothing import CERTIFICATE_FIELDS, UNITS, Certificate, Certifier, ShapedNoise, statements, summary
+from src.smoothing import CERTIFICATE_FIELDS, UNITS, Certificate, Certifier, ShapedNoise, certificate_notes, summary
 from src.victims import checkpoint
 from src.victims.victim import Victim, with_lengths
 
@@ -153,8 +153,8 @@ class CertificationRun:
         settings, clips, shaped, name = self.settings, self.clips, self.shaped, self.name
         verdict, contradicted = summary.certificate_verdict(attacked, settings.alpha)
         notes = [
-            *statements(settings),
-            *(smoothed_attacks.statements(settings) if settings.attack_clips else ()),
+            *certificate_notes(settings),
+            *(smoothed_attacks.attack_notes(settings) if settings.attack_clips else ()),
             verdict,
         ]
         if self.victim.defenses:

@@ -237,7 +237,7 @@ def waveform_chains(victims: Mapping[str, Victim]) -> dict[str, Chain]:
     return {name: victim.frozen().split(WAVEFORM)[1] for name, victim in victims.items()}
 
 
-def statements(settings: CertifySettings) -> list[str]:
+def attack_notes(settings: CertifySettings) -> list[str]:
     """The notes of the table of attacks: what its numbers mean, and what they do not."""
     return [
         f"Under attack: PGD ({settings.attack_steps} steps) on the log of the mean probability over "

@@ -2,7 +2,7 @@
 and time shift, and summaries of the rows of a run."""
 
 from src.smoothing.bounds import BettingTest, lower_bound, round_down
-from src.smoothing.certifier import UNITS, Certifier, spectrum, statements
+from src.smoothing.certifier import UNITS, Certifier, certificate_notes, spectrum
 from src.smoothing.noise import ShapedNoise
 from src.smoothing.settings import CertifySettings
 from src.smoothing.smooth import ABSTAIN, Certificate, Smooth, tune
@@ -18,9 +18,9 @@ __all__ = [
     "CertifySettings",
     "ShapedNoise",
     "Smooth",
+    "certificate_notes",
     "lower_bound",
     "round_down",
     "spectrum",
-    "statements",
     "tune",
 ]

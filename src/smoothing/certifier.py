@@ -99,7 +99,7 @@ class Certifier:
         return certificate
 
 
-def statements(settings: CertifySettings) -> list[str]:
+def certificate_notes(settings: CertifySettings) -> list[str]:
     """The notes of a run: what a certificate says, in one line, and the limits of the numbers."""
     changes = {
         "white": f"additive change of the representation {settings.stage} whose L2 norm is",
