@@ -27,7 +27,7 @@ from src.datasets.prepare import DataSettings, prepare
 from src.datasets.store import load
 from src.registry import FRONTENDS
 from src.training.batches import Source
-from src.victims.victim import Chain
+from src.victims.chain import Chain
 
 SAMPLE_RATE, BATCH, EPOCHS = 16000, 64, 10
 Batches = Iterator[tuple[Tensor, Tensor]]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.timing import in_turns
 from src.registry import FRONTENDS
-from src.victims.victim import Chain
+from src.victims.chain import Chain
 
 
 @torch.no_grad()

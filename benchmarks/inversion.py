@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.timing import seconds
 from src.random_streams import RandomStreams
 from src.registry import FRONTENDS, INVERSIONS
-from src.victims.victim import Chain
+from src.victims.chain import Chain
 
 ITERATIONS = 32
 PEER_CLIPS = 4

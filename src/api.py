@@ -24,7 +24,8 @@ from src.registry import ATTACKS, INVERSIONS, choose
 from src.smoothing import Certificate, Certifier, CertifySettings
 from src.threat import Budget
 from src.victims import checkpoint
-from src.victims.victim import WAVEFORM, Victim
+from src.victims.stage import WAVEFORM
+from src.victims.victim import Victim
 
 
 @dataclass(frozen=True)

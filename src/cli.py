@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from src import config
+from src import config, config_text
 
 
 def run(main: Callable[..., Any], **options: dict[str, Any]) -> None:
@@ -29,7 +29,7 @@ def run(main: Callable[..., Any], **options: dict[str, Any]) -> None:
     """
     parser = argparse.ArgumentParser(
         description=main.__doc__,
-        epilog=config.help_text(sections_read(main)) if {"-h", "--help"} & set(sys.argv) else None,
+        epilog=config_text.help_text(sections_read(main)) if {"-h", "--help"} & set(sys.argv) else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", default="config.ini", metavar="FILE", help="config file (default: config.ini)")

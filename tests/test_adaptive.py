@@ -11,7 +11,8 @@ from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel
 from src.victims.adaptive import Bpda, Eot, adaptive, once
-from src.victims.victim import Chain, Stage
+from src.victims.chain import Chain
+from src.victims.stage import Stage
 
 
 class Round(Stage):

@@ -11,6 +11,7 @@ SRC = Path(__file__).resolve().parents[1] / "src"
 LAYERS = (
     {"commands"},
     {"cli"},
+    {"config_text"},
     {"config"},
     {"api"},
     {"training", "evaluation", "output"},

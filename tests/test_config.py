@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src import config
+from src import config, config_text
 from src.registry import Count, Key, Listed
 from src.threat import Budget
 
@@ -146,7 +146,7 @@ def test_missing_and_binary_file(tmp_path: Path) -> None:
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=5))
 def test_lists_round_trip(values: list[int]) -> None:
     key = Key("steps", Listed[Count], (1,), "")
-    assert config.convert(key, config.value_text(tuple(values))) == tuple(values)
+    assert config.convert(key, config_text.value_text(tuple(values))) == tuple(values)
 
 
 @given(st.floats(0, 1e6) | st.integers(-100, 100).map(lambda db: Budget(float(db), True)))
@@ -165,9 +165,9 @@ def all_keys() -> list[tuple[str, Key]]:
 @pytest.mark.parametrize(("section", "key"), all_keys(), ids=lambda v: v if isinstance(v, str) else v.name)
 def test_every_key_is_described_and_its_default_is_legal(section: str, key: Key) -> None:
     assert key.description, f"[{section}] {key.name} has no line under Args:"
-    assert config.type_name(key.annotation)
+    assert config_text.type_name(key.annotation)
     if key.default not in ("", ()):
-        assert config.convert(key, config.value_text(key.default)) == key.default
+        assert config.convert(key, config_text.value_text(key.default)) == key.default
 
 
 @pytest.mark.parametrize("section", config.SECTIONS)
@@ -179,7 +179,7 @@ def test_sections_are_frozen(section: str) -> None:
 
 
 def test_help_lists_sections_and_components() -> None:
-    text = config.help_text(["ATTACK", "FRONTEND"])
+    text = config_text.help_text(["ATTACK", "FRONTEND"])
     assert "[ATTACK]" in text
     assert "pgd" in text
     assert "log_mel" in text

@@ -9,7 +9,7 @@ from torch import Tensor
 from src.random_streams import RandomStreams
 from src.registry import DEFENSES
 from src.victims import checkpoint
-from src.victims.victim import Stage
+from src.victims.stage import Stage
 
 RATE = 16000
 

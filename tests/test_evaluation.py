@@ -17,7 +17,7 @@ from src.attacks import core
 from src.datasets.crafted import CraftedStore
 from src.datasets.store import Clips
 from src.evaluation import ATTACK_FIELDS, AttackSettings, Crafter, Judge, summary
-from src.evaluation.craft import CallCounter
+from src.evaluation.call_counter import CallCounter
 from src.evaluation.masks import sample_mask
 from src.output import results
 from src.registry import ATTACKS, INVERSIONS

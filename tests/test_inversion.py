@@ -14,7 +14,7 @@ from src.random_streams import RandomStreams
 from src.registry import FRONTENDS, INVERSIONS
 from src.stages.magnitude import Magnitude
 from src.stages.mel import Mel
-from src.victims.victim import Chain
+from src.victims.chain import Chain
 
 SR = 16000
 ALL = ("clean_phase", "gain_mask", "griffin_lim", "nnls")

@@ -13,7 +13,8 @@ from src.random_streams import RandomStreams
 from src.registry import ATTACKS, DEFENSES
 from src.threat import ThreatModel
 from src.victims.adaptive import adaptive
-from src.victims.victim import Chain, Stage
+from src.victims.chain import Chain
+from src.victims.stage import Stage
 
 IDS = [f"clip{i}" for i in range(12)]
 THREAT = ThreatModel("linf", 0.02, (-1.0, 1.0))

@@ -23,7 +23,7 @@ from src.evaluation.smoothed_attacks import (
 from src.registry import DEFENSES
 from src.smoothing import ABSTAIN, Certificate, Certifier, CertifySettings, ShapedNoise, summary
 from src.victims import checkpoint
-from src.victims.victim import Chain
+from src.victims.chain import Chain
 
 FREE = (-math.inf, math.inf)
 SIGMA, MARGIN = 0.5, 0.4

@@ -22,7 +22,9 @@ from src.stages.normalize import ClipNormalize, DatasetNormalize, Scale
 from src.stages.pad import Pad
 from src.stages.pre_emphasis import PreEmphasis
 from src.stages.stft import overlap_add, stft_norm
-from src.victims.victim import Chain, Stage, Victim
+from src.victims.chain import Chain
+from src.victims.stage import Stage
+from src.victims.victim import Victim
 
 SR = 16000
 TRANSFORMS = [(512, 480, 160, "hann", True), (512, 400, 160, "rectangular", False), (256, 256, 100, "hamming", True)]

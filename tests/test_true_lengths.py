@@ -21,7 +21,8 @@ from src.training import TrainingSettings
 from src.training.batches import Augmentation
 from src.victims import checkpoint
 from src.victims.adaptive import adaptive, once
-from src.victims.victim import Victim, WithLengths, with_lengths
+from src.victims.chain import WithLengths, with_lengths
+from src.victims.victim import Victim
 from tests.conftest import call
 
 RATE = 16000

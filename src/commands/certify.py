@@ -22,7 +22,8 @@ from src.output import figures, results
 from src.registry import DEFENSES
 from src.smoothing import CERTIFICATE_FIELDS, UNITS, Certificate, Certifier, ShapedNoise, certificate_notes, summary
 from src.victims import checkpoint
-from src.victims.victim import Victim, with_lengths
+from src.victims.chain import with_lengths
+from src.victims.victim import Victim
 
 CertificateRows = list[dict[str, str]]
 

@@ -17,7 +17,7 @@ from src.evaluation.planted_test import self_test
 from src.evaluation.summary import Row
 from src.files import fingerprint
 from src.threat import Budget
-from src.victims.victim import with_lengths
+from src.victims.chain import with_lengths
 
 Signs = dict[str, list[sanity_checks.Indicator]]
 

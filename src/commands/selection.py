@@ -16,7 +16,8 @@ from src.datasets.store import Clips
 from src.files import sha256_of
 from src.random_streams import derive_seed
 from src.victims import checkpoint
-from src.victims.victim import WAVEFORM, Victim
+from src.victims.stage import WAVEFORM
+from src.victims.victim import Victim
 
 SYNTHETIC = "SYNTHETIC SPEECH: a speech synthesizer spoke these clips."
 

@@ -10,7 +10,7 @@ from scipy import signal
 from torch import Tensor
 
 from src.registry import DEFENSES, Positive
-from src.victims.victim import Defense
+from src.victims.stage import Defense
 
 
 def check(options: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.registry import DEFENSES, Count
-from src.victims.victim import Defense
+from src.victims.stage import Defense
 
 
 def check(options: Mapping[str, Any]) -> None:

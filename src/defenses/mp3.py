@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from src.registry import DEFENSES, Count
-from src.victims.victim import Defense
+from src.victims.stage import Defense
 
 
 @DEFENSES.register("mp3")

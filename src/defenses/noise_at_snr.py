@@ -7,7 +7,7 @@ from torch import Tensor
 
 from src.random_streams import RandomStreams
 from src.registry import DEFENSES
-from src.victims.victim import Defense
+from src.victims.stage import Defense
 
 
 @DEFENSES.register("noise_at_snr")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from src.random_streams import RandomStreams
 from src.registry import DEFENSES, NonNegative
-from src.victims.victim import Defense
+from src.victims.stage import Defense
 
 WINDOW, HOP = 512, 128
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from src.registry import DEFENSES, Count
-from src.victims.victim import Defense
+from src.victims.stage import Defense
 
 
 @DEFENSES.register("quantize")

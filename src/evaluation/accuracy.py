@@ -14,7 +14,8 @@ from tqdm import tqdm
 from src.datasets.store import Clips
 from src.random_streams import RandomStreams
 from src.victims.adaptive import once
-from src.victims.victim import Victim, with_lengths
+from src.victims.chain import with_lengths
+from src.victims.victim import Victim
 
 
 @torch.no_grad()

@@ -16,13 +16,16 @@ from torch import Tensor
 from src import perception
 from src.attacks.core import Model, narrow, registered_attack, spec_of
 from src.datasets.store import FULL_SCALE, Clips, to_int16
+from src.evaluation.call_counter import CallCounter
 from src.evaluation.masks import sample_mask
 from src.evaluation.settings import AttackSettings
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import Budget, ThreatModel, norm_of
 from src.victims.adaptive import adaptive, once
-from src.victims.victim import WAVEFORM, Chain, Victim, with_lengths
+from src.victims.chain import Chain, with_lengths
+from src.victims.stage import WAVEFORM
+from src.victims.victim import Victim
 
 Inversion = Callable[..., Tensor]
 """(head, z, x, *, rng) -> audio [batch, time]."""
@@ -39,35 +42,6 @@ class CraftedClip:
 
     samples: np.ndarray
     facts: dict[str, Any]
-
-
-class CallCounter:
-    """A model that counts, for every example, how often it was called and differentiated."""
-
-    def __init__(self, model: Model, index: Tensor, forwards: Tensor, backwards: Tensor):
-        self.model, self.index, self.forwards, self.backwards = model, index, forwards, backwards
-
-    @classmethod
-    def start(cls, model: Model, count: int) -> CallCounter:
-        """A counter for `count` examples, all at 0."""
-        zeros = torch.zeros(count, dtype=torch.long)
-        return cls(model, torch.arange(count), zeros, zeros.clone())
-
-    def __call__(self, x: Tensor) -> Tensor:
-        logits = self.model(x)
-        # A black-box attack may ask for several points per example in one call.
-        times = max(1, len(x) // max(1, len(self.index)))
-        self.forwards[self.index] += times
-        if logits.requires_grad:
-            logits.register_hook(lambda _: self._count_backward(times))  # type: ignore[no-untyped-call]
-        return logits
-
-    def _count_backward(self, times: int) -> None:
-        self.backwards[self.index] += times
-
-    def select(self, index: Tensor) -> CallCounter:
-        """The same counts, for the examples at `index`."""
-        return CallCounter(narrow(self.model, index), self.index[index.cpu()], self.forwards, self.backwards)
 
 
 def with_options(

@@ -12,7 +12,8 @@ import torch
 from src.datasets.store import Clips
 from src.evaluation.craft import predicted_labels
 from src.random_streams import RandomStreams
-from src.victims.victim import Victim, with_lengths
+from src.victims.chain import with_lengths
+from src.victims.victim import Victim
 
 ATTACK_KEY = ("model", "checkpoint", "attack", "eps", "id", "judge")
 """What identifies a row."""

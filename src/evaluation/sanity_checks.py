@@ -21,7 +21,7 @@ from src.losses import cross_entropy, fooled, margin
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
-from src.victims.victim import Chain
+from src.victims.chain import Chain
 
 AttackFunction = Callable[..., Tensor]
 OVER_ROWS = ("lost_on_wav", "curve_not_monotone")

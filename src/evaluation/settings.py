@@ -8,7 +8,7 @@ from typing import Any, Literal
 from src.attacks.core import spec_of
 from src.registry import ATTACKS, Count, Listed, Natural, Positive
 from src.threat import Budget, Eps
-from src.victims.victim import WAVEFORM
+from src.victims.stage import WAVEFORM
 
 NOT_IN_ROWS = ("names", "eps", "batch_size", "checks")
 """Keys that rows do not depend on, or that are columns of the rows."""

@@ -19,7 +19,9 @@ from src.random_streams import RandomStreams
 from src.smoothing import ABSTAIN, Certificate, Certifier, CertifySettings, Smooth
 from src.threat import ThreatModel
 from src.victims.adaptive import adaptive, is_randomized, once
-from src.victims.victim import WAVEFORM, Chain, Victim
+from src.victims.chain import Chain
+from src.victims.stage import WAVEFORM
+from src.victims.victim import Victim
 
 SMOOTHED_ATTACK_FIELDS = (
     "classifier", "sigma", "idx", "id", "label", "certified", "radius", "clean", "broken_at", "flipped_at",

@@ -8,7 +8,7 @@ from src.inversion.nnls import magnitudes
 from src.inversion.spectrum import invert
 from src.random_streams import RandomStreams
 from src.registry import INVERSIONS, Count
-from src.victims.victim import Chain
+from src.victims.chain import Chain
 
 
 @INVERSIONS.register("clean_phase")

@@ -8,7 +8,7 @@ from torch import Tensor
 from src.inversion.spectrum import invert
 from src.random_streams import RandomStreams
 from src.registry import INVERSIONS
-from src.victims.victim import Chain
+from src.victims.chain import Chain
 
 
 @INVERSIONS.register("gain_mask")

@@ -12,7 +12,7 @@ from torch import Tensor
 from src.inversion.spectrum import FilterBank, Transform, invert
 from src.random_streams import RandomStreams
 from src.registry import INVERSIONS, Fraction, Natural
-from src.victims.victim import Chain
+from src.victims.chain import Chain
 
 
 @INVERSIONS.register("griffin_lim")

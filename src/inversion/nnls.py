@@ -14,7 +14,7 @@ from src.inversion.griffin_lim import retrieve_phase
 from src.inversion.spectrum import FilterBank, invert
 from src.random_streams import RandomStreams
 from src.registry import INVERSIONS, Count, Fraction, Natural
-from src.victims.victim import Chain
+from src.victims.chain import Chain
 
 
 @INVERSIONS.register("nnls")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from src.random_streams import RandomStreams
-from src.victims.victim import Chain
+from src.victims.chain import Chain
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from src.smoothing.bounds import round_down
 from src.smoothing.noise import ShapedNoise, hearing, speech
 from src.smoothing.settings import CertifySettings
 from src.smoothing.smooth import Certificate, Smooth
-from src.victims.victim import Chain, with_lengths
+from src.victims.chain import Chain, with_lengths
 
 UNITS = {"noise": "L2 norm", "gain": "dB of gain", "shift": "ms of circular shift"}
 

@@ -14,7 +14,7 @@ from src.stages.mfcc import Dct
 from src.stages.normalize import ClipNormalize, DatasetNormalize, Scale
 from src.stages.pad import Pad
 from src.stages.pre_emphasis import PreEmphasis
-from src.victims.victim import Stage
+from src.victims.stage import Stage
 
 Normalize = Literal["none", "dataset", "dataset_band", "clip_mean", "band_mean", "clip", "band", "frame"]
 

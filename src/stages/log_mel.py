@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from src.victims.victim import Stage
+from src.victims.stage import Stage
 
 
 class Log(Stage):

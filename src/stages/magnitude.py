@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from src.stages.mel import Mel
 from src.stages.stft import overlap_add, stft_norm
-from src.victims.victim import Stage
+from src.victims.stage import Stage
 
 WINDOWS: dict[str, Callable[..., Tensor]] = {
     "hann": torch.hann_window,

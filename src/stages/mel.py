@@ -8,7 +8,7 @@ import librosa
 import torch
 from torch import Tensor
 
-from src.victims.victim import Stage
+from src.victims.stage import Stage
 
 
 class Mel(Stage):

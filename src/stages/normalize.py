@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.victims.victim import Stage
+from src.victims.stage import Stage
 
 AXES = {"clip": (-2, -1), "band": (-1,), "frame": (-2,)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.victims.victim import Stage
+from src.victims.stage import Stage
 
 
 class Pad(Stage):

@@ -17,7 +17,8 @@ from src.datasets.store import Clips
 from src.random_streams import derive_seed
 from src.training import augment
 from src.training.settings import TrainingSettings
-from src.victims.victim import Chain, Stage
+from src.victims.chain import Chain
+from src.victims.stage import Stage
 
 CACHE_BYTES = 2**30
 """Representations of a split are cached in memory up to this size."""

@@ -20,7 +20,8 @@ from src.training.batches import Augmentation, Source, augments_waveform, batche
 from src.training.methods.learner import Learner
 from src.training.settings import TrainingSettings
 from src.victims.adaptive import Bpda
-from src.victims.victim import WAVEFORM, Victim
+from src.victims.stage import WAVEFORM
+from src.victims.victim import Victim
 
 
 def make_optimizer(victim: Victim, training: TrainingSettings) -> torch.optim.Optimizer:

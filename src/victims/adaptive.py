@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from src.losses import log_mean_probability
 from src.random_streams import RandomStreams
-from src.victims.victim import Chain, Stage, WithLengths
+from src.victims.chain import Chain, WithLengths
+from src.victims.stage import Stage
 
 
 class _Replace(torch.autograd.Function):

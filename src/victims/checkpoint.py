@@ -11,7 +11,8 @@ import torch
 
 from src.files import write_atomically
 from src.registry import DEFENSES, FRONTENDS, MODELS
-from src.victims.victim import WAVEFORM, Defense, Victim
+from src.victims.stage import WAVEFORM, Defense
+from src.victims.victim import Victim
 
 FORMAT = 1
 

@@ -1,0 +1,79 @@
+"""One step of the chain from waveform to logits, and the defenses that may stand behind any representation of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from src.random_streams import RandomStreams
+
+WAVEFORM = "waveform"
+"""The name of the input itself: float32 [batch, time] in [-1, 1]."""
+
+
+class Stage(nn.Module):
+    """One step of the chain: a batched, deterministic map that knows what may be done to its output.
+
+    Attributes:
+        name: of the representation it yields, unique in a chain.
+        bounds: lowest and highest possible value of the output.
+        lipschitz: L2 Lipschitz constant of the step, or None where no useful one is known.
+        differentiable: False where the gradient is zero or undefined (attack it with BPDA).
+        randomized: True where two calls differ (attack it with EOT).
+    """
+
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    lipschitz: float | None = None
+    differentiable: bool = True
+    randomized: bool = False
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def draw(self, x: Tensor, rng: RandomStreams) -> Tensor:
+        """The output with random numbers from the examples' own streams; a randomized stage overrides it, for a
+        deterministic one it is forward."""
+        return self(x)
+
+    def substitute(self, x: Tensor) -> Tensor:
+        """A differentiable map of the output's shape whose gradient stands for that of a stage that is not
+        differentiable (BPDA); the identity unless the stage knows better."""
+        return x
+
+    def inverse(self, y: Tensor, x: Tensor) -> Tensor:
+        """An input near x whose output is near y."""
+        raise ValueError(f"the stage '{self.name}' has no inverse")
+
+    def mask(self, valid: Tensor) -> Tensor:
+        """Which outputs the valid inputs reach: bool, broadcastable to the output."""
+        return valid
+
+    def frozen(self) -> Stage:
+        """The copy that attacks and the certifier run; a stage with a faster backward returns it here."""
+        return self
+
+    def fused(self, following: Stage) -> Stage | None:
+        """One step that computes this stage and the following one faster, or None."""
+        return None
+
+
+class Defense(Stage):
+    """A transformation that may stand behind any representation of a chain, its output of the shape of its input.
+
+    Attributes:
+        waveform_only: it needs samples, [batch, time]; others take any representation.
+        position: the representation that it stands behind, set by `Victim.defended`.
+        recipe: name and options of a defense that was built by name, so that a checkpoint can hold it.
+    """
+
+    waveform_only: bool = True
+    position: str = WAVEFORM
+    recipe: Mapping[str, Any] | None = None
+
+    def inverse(self, y: Tensor, x: Tensor) -> Tensor:
+        """y itself: who wants y behind the defense sends y into it."""
+        return y
