@@ -12,18 +12,19 @@ import argparse
 import ast
 import csv
 import importlib
+import json
 import multiprocessing
 import os
 import random
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("commands", "evaluation", "output", "smoothing", "victims")
@@ -33,7 +34,7 @@ TESTS = (
     "training_methods true_lengths victim wiring wiring_attack"
 )
 """The test files that cover these rooms, tests/test_NAME.py."""
-MINUTE = 60.0
+ENOUGH = 20.0
 """Seconds of covering tests that a mutant has to survive, the quickest first."""
 LIBRARIES = (
     "torch numpy scipy.stats scipy.signal librosa soundfile soxr matplotlib.pyplot pydantic hypothesis pesq pystoi av "
@@ -94,62 +95,89 @@ def places(path: Path) -> dict[Place, list[tuple[str, int]]]:
     return found
 
 
-class Coverage:
-    """Which tests execute which line, and how long each takes, from one run of them under coverage.
+class Recorder:
+    """A plugin of pytest that notes which tests execute which lines, and how long each takes.
 
     Args:
-        folder: of what was measured; it is measured anew where nothing is there.
+        out: JSON file of {"seconds": {test: s}, "lines": {file: {line: [tests]}}}.
     """
 
-    def __init__(self, folder: Path):
-        data, report = folder / "mutants.coverage", folder / "mutants.durations.txt"
-        files = [f"tests/test_{name}.py" for name in TESTS.split() if (ROOT / f"tests/test_{name}.py").exists()]
-        if not (data.exists() and report.exists()):
-            settings = folder / "mutants.coveragerc"
-            rooms = "".join(f"\n    src/{room}/*" for room in ROOMS)
-            settings.write_text(f"[run]\ndynamic_context = test_function\ndata_file = {data}\ninclude ={rooms}\n")
-            command = [
-                "-m",
-                "coverage",
-                "run",
-                f"--rcfile={settings}",
-                "-m",
-                "pytest",
-                "-q",
-                "--durations=0",
-                "-vv",
-                *files,
-            ]
-            measured = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
-            if measured.returncode:
-                sys.exit(f"the tests fail without any mutant:\n{measured.stdout[-2000:]}")
-            report.write_text(measured.stdout)
-        self.seconds: dict[str, float] = defaultdict(float)
-        for line in report.read_text().splitlines():
-            if timed := re.match(r"([\d.]+)s (?:call|setup|teardown) +(tests/\S+?::[\w:]+)", line):
-                self.seconds[timed[2]] += float(timed[1])
-        from coverage import CoverageData
+    def __init__(self, out: Path):
+        import coverage
 
-        self.data = CoverageData(str(data))
-        self.data.read()
+        self.out, self.seconds = out, defaultdict[str, float](float)
+        self.coverage = coverage.Coverage(data_file=None, include=[f"{ROOT}/src/{room}/*" for room in ROOMS])
+        self.coverage.start()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.coverage.stop()  # a test may have taken the trace function away
+        self.coverage.start()
+        self.coverage.switch_context(nodeid.split("[")[0])
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid.split("[")[0]] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        self.coverage.stop()
+        data = self.coverage.get_data()
+        lines = {
+            str(Path(file).relative_to(ROOT)): {
+                str(line): sorted(filter(None, tests)) for line, tests in data.contexts_by_lineno(file).items()
+            }
+            for file in data.measured_files()
+        }
+        self.out.write_text(json.dumps({"seconds": self.seconds, "lines": lines}))
+
+
+def record(out: Path, names: list[str]) -> None:
+    """Run test files once under the recorder."""
+    files = [f"tests/test_{name}.py" for name in names]
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
+    with (out.with_suffix(".log")).open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        os._exit(int(pytest.main(["-q", "-p", "no:cacheprovider", *files], plugins=[Recorder(out)])))
+
+
+class Coverage:
+    """Which tests execute which line, and how long each takes.
+
+    Args:
+        folder: of what was recorded; it is recorded anew where nothing is there.
+        workers: processes that record.
+    """
+
+    def __init__(self, folder: Path, workers: int):
+        parts = [folder / f"mutants.coverage{i}.json" for i in range(workers)]
+        missing = [i for i, part in enumerate(parts) if not part.exists()]
+        names = TESTS.split()
+        processes = [multiprocessing.Process(target=record, args=(parts[i], names[i::workers])) for i in missing]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+            if process.exitcode:
+                sys.exit(f"the tests fail without any mutant: see {folder}/mutants.coverage*.log")
+        self.seconds: dict[str, float] = {}
+        self.lines: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+        for part in parts:
+            content = json.loads(part.read_text())
+            self.seconds |= content["seconds"]
+            for file, lines in content["lines"].items():
+                for line, tests in lines.items():
+                    self.lines[file][int(line)] |= set(tests)
 
     def tests(self, file: str, line: int) -> list[str]:
-        """Up to a minute of the tests that execute the line, the quickest first; of a line that runs at import, the
-        tests that execute any line of the file."""
-        contexts = self.data.contexts_by_lineno(str(ROOT / file))
-        names = {name for name in contexts.get(line, ()) if name}
-        if not names:
-            names = {name for of_line in contexts.values() for name in of_line if name}
-        nodes = [
-            f"tests/{name.split('.')[1]}.py::{'::'.join(name.split('.')[2:])}"
-            for name in names
-            if name.startswith("tests.")
-        ]
-        chosen, total = [], 0.0
-        for node in sorted((node for node in nodes if node in self.seconds), key=self.seconds.__getitem__):
+        """Some of the tests that execute the line, the quickest first; of a line that runs at import, of the tests that
+        execute any line of the file."""
+        lines = self.lines[file]
+        nodes = lines[line] or {node for tests in lines.values() for node in tests}
+        chosen, total = list[str](), 0.0
+        for node in sorted(nodes, key=self.seconds.__getitem__):
             total += self.seconds[node]
             chosen.append(node)
-            if total > MINUTE:
+            if total > ENOUGH:
                 break
         return chosen
 
@@ -165,8 +193,6 @@ def attempt(copy: Path, file: str, source: str, tests: list[str]) -> str:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
-        import pytest
-
         code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests])
         os._exit(int(code))
     deadline = time.monotonic() + SECONDS
@@ -227,7 +253,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.update(EARSHOT_THREADS="1", OMP_NUM_THREADS="1")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    coverage = Coverage(args.out.parent)
+    coverage = Coverage(args.out.parent.resolve(), args.workers)
     files = sorted(path for name in ROOMS for path in (ROOT / "src" / name).rglob("*.py"))
     every: dict[Place, list[tuple[str, int]]] = {}
     for path in files:
