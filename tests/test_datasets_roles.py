@@ -86,6 +86,21 @@ def test_a_store_prepared_before_splits_were_declared_still_loads(
     assert not prepare(settings(tmp_path), {})[1]
 
 
+@pytest.mark.parametrize("key", ["classes", "sample_rate", "synthetic", "source", "counts"])
+def test_a_store_whose_description_lacks_a_key_is_damaged(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered(monkeypatch, corpus({"train": 3, "validation": 1, "test": 2}, splits=store.SPLITS))
+    prepare(settings(tmp_path), {})
+    path = tmp_path / "store" / "dataset.json"
+    facts = json.loads(path.read_text())
+    del facts[key]
+    path.write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=r"dataset\.json: damaged"):
+        store.load(tmp_path / "store", "train")
+    assert prepare(settings(tmp_path), {})[1], "it is prepared again"
+
+
 def test_all_clips_are_test_clips() -> None:
     labels = {f"a/{i}": "a" for i in range(7)}
     assert seeded_split(labels, {}, 0.1, 1.0, 0) == dict.fromkeys(labels, "test")

@@ -411,7 +411,7 @@ def workspace(tmp_path: Path, clips: Clips, monkeypatch: pytest.MonkeyPatch) -> 
         np.save(data / f"{split}.npy", clips.samples)
         index = {"labels": clips.labels.tolist(), "lengths": clips.lengths.tolist(), "ids": list(clips.ids)}
         (data / f"{split}.json").write_text(json.dumps(index))
-    facts = {"classes": clips.classes, "sample_rate": 16000, "synthetic": True, "source": "synthetic"}
+    facts = {"classes": clips.classes, "sample_rate": 16000, "synthetic": True, "source": "synthetic", "counts": {}}
     (data / "dataset.json").write_text(json.dumps(facts))
     torch.manual_seed(0)
     victim = checkpoint.build(

@@ -20,6 +20,8 @@ from src.registry import choose
 SPLITS = ("train", "validation", "test")
 """The splits of most corpora; a corpus may declare others, such as background or enrolment."""
 FULL_SCALE = 32768
+REQUIRED = {"classes", "sample_rate", "synthetic", "source", "counts"}
+"""Keys of dataset.json without which no split can be read."""
 
 
 def to_int16(x: np.ndarray) -> np.ndarray:
@@ -121,7 +123,7 @@ def description(data_dir: Path) -> dict[str, Any]:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError(f"{path}: damaged; delete {data_dir} and run prepare_dataset.py again") from None
-    if isinstance(facts, dict):
+    if isinstance(facts, dict) and facts.keys() >= REQUIRED:
         return {"splits": list(SPLITS), **facts}  # stores prepared before corpora declared their splits
     raise ValueError(f"{path}: damaged; delete {data_dir} and run prepare_dataset.py again")
 
