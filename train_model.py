@@ -34,6 +34,7 @@ def main(config: Config, args: argparse.Namespace) -> None:
         noise = load_noise(Path(settings.noise_dir).expanduser(), train.sample_rate, train.n_samples)
     device = choose_device(settings.use_cuda)
     trainings = [(model, penalty) for model in config.model.names for penalty in settings.gradient_penalty]
+    defenses = selection.configured_defenses(config)
     victims = []
     for model, _ in trainings:  # all are built first, so that a mistake is reported before any work
         configured = config.frontend.name
@@ -47,14 +48,14 @@ def main(config: Config, args: argparse.Namespace) -> None:
             classes=train.classes,
             sample_rate=train.sample_rate,
             n_samples=train.n_samples,
-            defenses=selection.configured_defenses(config),
+            defenses=defenses,
         )
         if settings.stage != "auto":
             victim.split(settings.stage)
         victims.append(victim)
     rows = []
     for (model, penalty), victim in zip(trainings, victims, strict=True):
-        name = model_name(model, penalty, settings.method, config.defense.names)
+        name = model_name(model, penalty, settings.method, defenses)
         facts = fit(
             victim,
             train,

@@ -242,7 +242,7 @@ def test_a_model_trained_behind_a_defense_keeps_it(
         "DEFENSE.median.width=3",
     ]
     assert script("train_model.py", *train) == 0
-    victim, _ = checkpoint.load(workspace / "defended/resnet_quantize_median.pt")
+    victim, _ = checkpoint.load(workspace / "defended/resnet_quantize_median_at_log_mel.pt")
     assert [(defense.name, defense.position) for defense in victim.defenses] == [
         ("quantize", "waveform"),
         ("median", "log_mel"),

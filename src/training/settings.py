@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from src.registry import METHODS, Count, Fraction, Natural, NonNegative, Positive
+from src.victims.stage import WAVEFORM
 
 NO_EFFECT = ("log_interval", "n_workers", "use_cuda", "gradient_penalty", "noise_dir")
 """Keys that do not change the weights; the weight of the penalty and the noise are recorded by their values."""
@@ -138,15 +139,25 @@ class TrainingSettings:
         }
 
 
-def model_name(model: str, gradient_penalty: float, method: str = "standard", defenses: Sequence[str] = ()) -> str:
+def model_name(
+    model: str, gradient_penalty: float, method: str = "standard", defenses: Sequence[Mapping[str, Any]] = ()
+) -> str:
     """The name under which a model is saved.
 
-    >>> model_name("cnn", 0.0), model_name("cnn", 1e-6), model_name("cnn", 0.0, "pgd", ["median"])
-    ('cnn', 'cnn_penalty_1e-06', 'cnn_pgd_median')
+    Args:
+        defenses: name and place of each, as `checkpoint.defend` takes them.
+
+    >>> model_name("cnn", 0.0), model_name("cnn", 1e-6)
+    ('cnn', 'cnn_penalty_1e-06')
+    >>> model_name("cnn", 0.0, "pgd", [{"name": "mp3"}, {"name": "median", "at": "log_mel"}])
+    'cnn_pgd_mp3_median_at_log_mel'
     """
     parts = [model]
     if method != "standard":
         parts.append(method)
     elif gradient_penalty:
         parts.append(f"penalty_{gradient_penalty:g}")
-    return "_".join([*parts, *defenses])
+    for defense in defenses:
+        place = defense.get("at", WAVEFORM)
+        parts.append(defense["name"] if place == WAVEFORM else f"{defense['name']}_at_{place}")
+    return "_".join(parts)
