@@ -40,9 +40,8 @@ def run(main: Callable[..., Any], **options: dict[str, Any]) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", **keywords)
     args = parser.parse_args()
     keep_memory()
-    if "EARSHOT_THREADS" in os.environ:
-        torch.set_num_threads(int(os.environ["EARSHOT_THREADS"]))
     try:
+        set_threads(os.environ.get("EARSHOT_THREADS"))
         main(config.load(args.config, args.set), args)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command resumes the run", file=sys.stderr)
@@ -54,10 +53,28 @@ def run(main: Callable[..., Any], **options: dict[str, Any]) -> None:
         sys.exit(2)
 
 
-def sections_read(main: Callable[..., Any]) -> list[str]:
+def set_threads(text: str | None) -> None:
+    """Set the number of CPU threads to the value of EARSHOT_THREADS; None leaves it to PyTorch.
+
+    Raises:
+        ValueError: not a number of threads.
+    """
+    if text is None:
+        return
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise ValueError(f"EARSHOT_THREADS = {text}: write a number of threads, 1 or more")
+    torch.set_num_threads(int(text))
+
+
+def sections_read(main: Callable[..., Any]) -> dict[str, bool]:
     """The config sections that a function reads, itself or through the functions and classes of its script and of
-    src.commands that it names: every `config.section` and `config.component("SECTION", ...)` in their source."""
+    src.commands that it names: every `config.section` and `config.component("SECTION", ...)` in their source.
+
+    Returns:
+        section -> whether its sub-sections [SECTION.<name>] are read too.
+    """
     names: set[str] = set()
+    with_components: set[str] = set()
     queue: list[Any] = [main]
     for item in queue:  # it grows on the way
         namespace = item.__globals__ if inspect.isfunction(item) else vars(sys.modules[item.__module__])
@@ -66,14 +83,14 @@ def sections_read(main: Callable[..., Any]) -> list[str]:
                 case ast.Attribute(value=ast.Name(id="config") | ast.Attribute(attr="config"), attr=attribute):
                     names.add(attribute.upper())
                 case ast.Call(func=ast.Attribute(attr="component"), args=[ast.Constant(value=section), *_]):
-                    names.add(str(section))
+                    with_components.add(str(section))
             target = namespace.get(node.id) if isinstance(node, ast.Name) else None
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 target = getattr(namespace.get(node.value.id), node.attr, None)
             in_scope = inspect.isfunction(target) or inspect.isclass(target)
             if in_scope and target not in queue and target.__module__.startswith((main.__module__, "src.commands")):
                 queue.append(target)
-    return [section for section in config.SECTIONS if section in names]
+    return {s: s in with_components for s in config.SECTIONS if s in names | with_components}
 
 
 def keep_memory() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from src.config import COMPONENTS, keys_of_section
@@ -46,15 +47,19 @@ def value_text(value: Any) -> str:
     )
 
 
-def help_text(sections: list[str]) -> str:
-    """The keys of the sections that a script reads, for --help."""
+def help_text(sections: Mapping[str, bool]) -> str:
+    """The keys of the sections that a script reads, for --help.
+
+    Args:
+        sections: section -> whether the script reads its sub-sections, those of components, too.
+    """
     lines = []
-    for section in sections:
+    for section, with_components in sections.items():
         lines.append(f"[{section}]")
         lines += [
             f"  {key.name} ({type_name(key.annotation)}; {value_text(key.default)}): {key.description}"
             for key in keys_of_section(section)
         ]
-        if section in COMPONENTS:
+        if with_components:
             lines.append(f"  sub-sections [{section}.<name>]: {', '.join(COMPONENTS[section].names())}")
     return "\n".join(lines)

@@ -179,10 +179,12 @@ def test_sections_are_frozen(section: str) -> None:
 
 
 def test_help_lists_sections_and_components() -> None:
-    text = config_text.help_text(["ATTACK", "FRONTEND"])
+    text = config_text.help_text({"ATTACK": True, "FRONTEND": True, "DATA": False})
     assert "[ATTACK]" in text
     assert "pgd" in text
     assert "log_mel" in text
+    assert "[DATA]" in text
+    assert "[DATA.<name>]" not in text
 
 
 def test_generated_docs_are_in_step() -> None:

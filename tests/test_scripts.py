@@ -172,10 +172,16 @@ def test_foreign_checkpoint(
 
 SMALL = {
     "prepare_dataset.py": ["DATA.data_dir=read/clips"],
-    "train_model.py": ["RESULTS.model_dir=read", "TRAINING.epochs=1"],
-    "evaluate_model.py": [],
-    "attack.py": ["ATTACK.stage=log_mel", "ATTACK.eps=0.5", "ATTACK.names=fgsm", "DATA.n_test=2"],
-    "certify.py": ["DATA.n_test=1"],
+    "train_model.py": ["RESULTS.model_dir=read", "TRAINING.epochs=1", "DEFENSE.names=quantize"],
+    "evaluate_model.py": ["DEFENSE.names=quantize"],
+    "attack.py": [
+        "DEFENSE.names=quantize",
+        "ATTACK.stage=log_mel",
+        "ATTACK.eps=0.5",
+        "ATTACK.names=fgsm",
+        "DATA.n_test=2",
+    ],
+    "certify.py": ["DATA.n_test=1", "DEFENSE.names=quantize"],
 }
 """Settings under which a script reads all its sections in a short run."""
 
@@ -188,6 +194,7 @@ def test_help_lists_the_sections_that_are_read(
     text = capsys.readouterr().out
     assert "--set SECTION.key=value" in text
     sections_read: set[str] = set()
+    components_read: set[str] = set()
 
     class Recorded(config.Config):
         def __getattribute__(self, name: str) -> Any:
@@ -197,6 +204,7 @@ def test_help_lists_the_sections_that_are_read(
 
         def component(self, section: str, name: str) -> dict[str, Any]:
             sections_read.add(section)
+            components_read.add(section)
             return super().component(section, name)
 
     load = config.load
@@ -204,6 +212,17 @@ def test_help_lists_the_sections_that_are_read(
     args = [part for override in [*SMALL[script], "RESULTS.results_dir=read"] for part in ("--set", override)]
     assert call(workspace, monkeypatch, script, *args) == 0
     assert set(re.findall(r"^\[(\w+)\]$", text, re.M)) == sections_read
+    assert components_read == set(re.findall(r"sub-sections \[(\w+)\.<name>\]", text))
+
+
+@pytest.mark.parametrize("threads", ["abc", "0", "-1", ""])
+def test_a_wrong_number_of_threads_is_one_line(
+    threads: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EARSHOT_THREADS", threads)
+    assert call(workspace, monkeypatch, "evaluate_model.py") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: EARSHOT_THREADS = ")
 
 
 def test_a_fitted_attack_learns_from_training_clips(
