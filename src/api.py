@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src.attacks.core import spec_of
 from src.datasets import store
 from src.datasets.store import Clips
 from src.evaluation import AttackSettings, Crafter, Judge
 from src.output import results
-from src.registry import ATTACKS, INVERSIONS, choose
+from src.registry import ATTACKS, INVERSIONS, keys_of, validated
 from src.smoothing import Certificate, Certifier, CertifySettings
+from src.smoothing.settings import ATTACKING
 from src.threat import Budget
 from src.victims import checkpoint
 from src.victims.stage import WAVEFORM
@@ -67,6 +69,16 @@ def load_clips(data_dir: str | Path, split: str = "test") -> Clips:
     return store.load(Path(data_dir).expanduser(), split)
 
 
+def fitting(victim: Victim, clips: Clips) -> Clips:
+    """The clips with labels that count in the model's classes.
+
+    Raises:
+        ValueError: they have another sample rate, length or class than those the model was trained for.
+    """
+    checkpoint.check_fits(victim, None, sample_rate=clips.sample_rate, n_samples=clips.n_samples)
+    return clips.relabeled(victim.classes)
+
+
 def attack(
     victim: Victim,
     clips: Clips,
@@ -91,25 +103,32 @@ def attack(
         settings: keys of the section [ATTACK]: stage, norm, mask, targeted, seed, batch_size ...
 
     Raises:
-        ValueError: an unknown attack, key or stage, or a combination that the attack cannot do.
+        ValueError: an unknown attack, key or stage, a value out of range, a budget that is missing, clips that do not
+            fit the model, or a combination that the attack cannot do.
     """
-    for key in options or ():
-        choose(key, [known.name for known in ATTACKS.keys(name)], f"key of {name}")
-    clips = clips.relabeled(victim.classes)
+    options = validated(ATTACKS.keys(name), options or {}, f"key of {name}")
+    ATTACKS.check_options(name, {**options, "sample_rate": victim.sample_rate})
+    if eps is None and spec_of(name).has_budget:
+        raise ValueError(f"{name} needs a budget: give eps")
     budget = None if eps is None else Budget.parse(eps)
-    if budget:
-        settings["eps"] = (budget,)
-    attack_settings = AttackSettings(names=(name,), **settings)
+    values = {**settings, "names": (name,)} | ({"eps": (budget,)} if budget else {})
+    attack_settings = AttackSettings(**validated(keys_of(AttackSettings), values, "setting of [ATTACK]"))
+    clips, fit_clips = fitting(victim, clips), fit_clips and fitting(victim, fit_clips)
     crafter = Crafter(victim, attack_settings, functools.partial(INVERSIONS[inversion]), torch.device(device))
-    fitted = crafter.fit(fit_clips, name, options or {}, budget) if fit_clips else None
-    crafted = list(crafter.craft(clips, name, options or {}, budget, fitted))
+    fitted = crafter.fit(fit_clips, name, options, budget) if fit_clips else None
+    crafted = list(crafter.craft(clips, name, options, budget, fitted))
     adversarial = replace(clips, samples=np.stack([clip.samples for clip in crafted]))
     return Adversarial(adversarial, [clip.facts for clip in crafted], clips, victim, attack_settings.targeted)
 
 
 def judge(victim: Victim, adversarial: Adversarial, *, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
     """Score adversarial clips on a model: one row per clip with its predictions and whether the wav fools it. A model
-    that was not the one attacked is judged on the wav alone."""
+    that was not the one attacked is judged on the wav alone.
+
+    Raises:
+        ValueError: the clips do not fit the model.
+    """
+    fitting(victim, adversarial.clips)
     clean = None if victim is adversarial.victim else adversarial.original
     rows = Judge(victim, torch.device(device)).rows(
         adversarial.clips, adversarial.facts, targeted=adversarial.targeted, clean=clean
@@ -126,12 +145,17 @@ def certify(
     Args:
         sigma: standard deviation of the noise, in units of the stage.
         valid: bool [time], the samples that are not padding, for a model that leaves padding out.
-        settings: keys of the section [CERTIFY]: n0, n, alpha, mode, radii, seed ...
+        settings: keys of the section [CERTIFY]: n0, n, alpha, mode, radii, seed ...; the noise is white.
 
     Raises:
-        ValueError: an unknown stage, or settings out of range.
+        ValueError: an unknown stage or setting, one out of range, or a clip of another length than the model's.
     """
-    certify_settings = CertifySettings(stage=stage, sigma=(sigma,), **settings)
+    values = {**settings, "stage": stage, "sigma": (sigma,)}
+    keys = [key for key in keys_of(CertifySettings) if key.name not in ("noise", *ATTACKING)]
+    certify_settings = CertifySettings(**validated(keys, values, "setting of [CERTIFY]"))
+    for name, tensor in ({"x": x} | ({} if valid is None else {"valid": valid})).items():
+        if tuple(tensor.shape) != (victim.n_samples,):
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, the model takes clips [{victim.n_samples}]")
     certifier = Certifier(*victim.frozen().split(stage), certify_settings, victim.sample_rate)
     return certifier(x, "clip", sigma, valid)
 

@@ -11,9 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Annotated, Any, get_args, get_origin
 
 from src.datasets.prepare import DataSettings
 from src.evaluation import AttackSettings
@@ -31,6 +29,7 @@ from src.registry import (
     Registry,
     choose,
     keys_of,
+    validate,
 )
 from src.smoothing import CertifySettings
 from src.training import TrainingSettings
@@ -221,28 +220,13 @@ def convert(key: Key, value: str) -> Any:
     """
     listed = "tuple" in str(_bare(key.annotation))
     parts = [part.strip() for part in value.split(",") if part.strip()] if listed else value.strip()
-    try:
-        return TypeAdapter(key.annotation).validate_python(parts)
-    except ValidationError as error:
-        first_error = error.errors()[0]
-        if first_error["type"] == "literal_error":
-            choose(str(first_error["input"]), [str(c) for c in _choices(key.annotation)], f"value of '{key.name}'")
-        message = first_error["msg"].removeprefix("Value error, ")
-        message = message[0].lower() + message[1:]
-        raise ValueError(f"{key.name} = {value}: {message}") from None
+    return validate(key, parts, value)
 
 
 def _bare(annotation: Any) -> Any:
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     return get_origin(annotation) or annotation
-
-
-def _choices(annotation: Any) -> list[Any]:
-    """The values of the Literal inside an annotation."""
-    if get_origin(annotation) is Literal:
-        return list(get_args(annotation))
-    return [choice for part in get_args(annotation) for choice in _choices(part) if part is not annotation]
 
 
 def _lines(source: str, path: str) -> dict[tuple[str, str], str]:

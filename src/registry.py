@@ -11,10 +11,10 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import AfterValidator
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 F = TypeVar("F", bound=Callable[..., Any])
 Check = Callable[[Mapping[str, Any]], None]
@@ -82,6 +82,54 @@ def keys_of(builder: Callable[..., Any]) -> list[Key]:
         for p in inspect.signature(builder).parameters.values()
         if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
     ]
+
+
+def validate(key: Key, value: object, text: object, *, strict: bool = False) -> Any:
+    """`value` as the type of its key.
+
+    Args:
+        text: the value as the message shows it.
+        strict: convert no text to numbers or truth values.
+
+    Raises:
+        ValueError: not of that type, or out of range.
+    """
+    try:
+        return TypeAdapter(key.annotation).validate_python(value, strict=strict)
+    except ValidationError as error:
+        first_error = error.errors()[0]
+        if first_error["type"] == "literal_error":
+            choose(str(first_error["input"]), [str(c) for c in _choices(key.annotation)], f"value of '{key.name}'")
+        message = first_error["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        raise ValueError(f"{key.name} = {text}: {message}") from None
+
+
+def validated(keys: Iterable[Key], values: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Values from Python, checked against the schema of their keys; a list may stand for a tuple.
+
+    Args:
+        kind: the word for a key in messages, e.g. "key of pgd".
+
+    Raises:
+        ValueError: an unknown key, with the nearest match, or a value of another type or out of range.
+
+    >>> validated([Key("steps", Count, 40, "")], {"steps": 3}, "key of pgd")
+    {'steps': 3}
+    """
+    schema = {key.name: key for key in keys}
+    checked = {}
+    for name, value in values.items():
+        key = schema[choose(name, schema, kind)]
+        checked[name] = validate(key, tuple(value) if isinstance(value, list) else value, value, strict=True)
+    return checked
+
+
+def _choices(annotation: Any) -> list[Any]:
+    """The values of the Literal inside an annotation."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [choice for part in get_args(annotation) for choice in _choices(part) if part is not annotation]
 
 
 class Registry:

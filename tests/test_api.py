@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,11 +88,71 @@ def test_certify_and_wav(victim: Victim, clips: Clips, tmp_path: Path) -> None:
         ("pgd", {"eps": 0.1, "norm": "l0"}, "choices: linf, l2, l1"),
         ("pgd", {"eps": "loud"}, "budget"),
         ("pgd", {"eps": 0.1, "stage": "meld"}, "no representation 'meld'"),
+        ("pgd", {}, "pgd needs a budget: give eps"),
+        ("random_signs", {}, "random_signs needs a budget: give eps"),
+        ("pgd", {"eps": 0.1, "mask": "foo"}, "unknown value of 'mask' 'foo' (choices: padding, silence, none)"),
+        ("pgd", {"eps": 0.1, "eot_draws": 0}, "eot_draws = 0: input should be greater than or equal to 1"),
+        ("pgd", {"eps": 0.1, "targeted": "yes"}, "targeted = yes: input should be a valid boolean"),
+        ("pgd", {"eps": 0.1, "eot_draw": 3}, "unknown setting of [ATTACK] 'eot_draw'; did you mean 'eot_draws'"),
+        ("pgd", {"eps": 0.1, "options": {"steps": -3}}, "steps = -3: input should be greater than or equal to 1"),
+        ("pgd", {"eps": 0.1, "options": {"steps": "3"}}, "steps = 3: input should be a valid integer"),
+        ("pgd", {"eps": 0.1, "options": {"loss": "foo"}}, "unknown value of 'loss' 'foo' (choices: "),
+        ("kenansville", {"eps": 0.1, "options": {"foo": 1}}, "unknown key of kenansville 'foo'"),
     ],
 )
 def test_mistakes_are_said(victim: Victim, clips: Clips, name: str, keys: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         earshot.attack(victim, clips.select([0]), name, **keys)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sample_rate": 8000}, "another sample rate (16000) than the prepared data (8000)"),
+        ({"samples": np.zeros((16, 8000), np.int16)}, "another clip length in samples (16000)"),
+        ({"classes": ("yes", "no", "up", "left")}, "the model does not know the class 'left'"),
+    ],
+)
+def test_clips_that_do_not_fit_the_model_are_refused(
+    victim: Victim, clips: Clips, change: dict[str, object], message: str
+) -> None:
+    foreign = replace(clips, **change)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        earshot.attack(victim, foreign, "fgsm", eps=0.01, speech=False)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        earshot.attack(victim, clips, "universal", eps=0.01, fit_clips=foreign, speech=False)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        earshot.judge(victim, earshot.Adversarial(foreign, [], foreign, victim, targeted=False))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"sigma": -0.1}, "sigma = (-0.1,): input should be greater than 0"),
+        ({"n": 0}, "n = 0: input should be greater than or equal to 1"),
+        ({"n": "100"}, "n = 100: input should be a valid integer"),
+        ({"mode": "fast"}, "unknown value of 'mode' 'fast' (choices: fixed, sequential)"),
+        ({"draws": 3}, "unknown setting of [CERTIFY] 'draws'"),
+        ({"noise": "hearing"}, "unknown setting of [CERTIFY] 'noise'"),
+        ({"stage": "meld"}, "no representation 'meld'"),
+        ({"valid": torch.ones(8000, dtype=torch.bool)}, "valid has the shape (8000,), the model takes clips [16000]"),
+    ],
+)
+def test_mistakes_in_a_certificate_are_refused(
+    victim: Victim, clips: Clips, keys: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        earshot.certify(victim, clips.waveforms()[0], **{"sigma": 0.1, **keys})  # type: ignore[arg-type]
+
+
+def test_a_clip_of_another_length_is_not_certified(victim: Victim, clips: Clips) -> None:
+    with pytest.raises(ValueError, match=re.escape("x has the shape (8000,), the model takes clips [16000]")):
+        earshot.certify(victim, clips.waveforms()[0][:8000], sigma=0.1)
+
+
+def test_a_list_stands_for_a_tuple(victim: Victim, clips: Clips) -> None:
+    x = clips.waveforms()[0]
+    assert earshot.certify(victim, x, sigma=0.01, n0=16, n=32, radii=[0.01]).n_used == 48
 
 
 def test_the_smallest_perturbation_needs_no_budget(victim: Victim, clips: Clips) -> None:

@@ -173,8 +173,11 @@ def load(path: Path) -> tuple[Victim, dict[str, Any]]:
     return victim.eval(), content["facts"]
 
 
-def check_fits(victim: Victim, path: Path, *, sample_rate: int, n_samples: int) -> None:
+def check_fits(victim: Victim, path: Path | None, *, sample_rate: int, n_samples: int) -> None:
     """Refuse to use a model on data it was not built for.
+
+    Args:
+        path: the file of the model, for the message; None where there is none.
 
     Raises:
         ValueError: names what differs.
@@ -184,6 +187,7 @@ def check_fits(victim: Victim, path: Path, *, sample_rate: int, n_samples: int) 
         ("clip length in samples", victim.n_samples, n_samples),
     ):
         if of_model != of_data:
+            file = f"{path}: " if path else ""
             raise ValueError(
-                f"{path}: this model was trained for another {what} ({of_model}) than the prepared data ({of_data})"
+                f"{file}this model was trained for another {what} ({of_model}) than the prepared data ({of_data})"
             )
