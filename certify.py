@@ -7,11 +7,11 @@ import sys
 
 from src import cli
 from src.commands import selection
-from src.commands.certify import CertificationRun, check_certifiable, warn
+from src.commands.certify import CertificationRun, warn
 from src.config import Config
 from src.datasets import store
 from src.distributed import team
-from src.smoothing import spectrum
+from src.smoothing import check_certifiable, spectrum
 
 
 def main(config: Config, args: argparse.Namespace) -> None:
@@ -26,9 +26,9 @@ def main(config: Config, args: argparse.Namespace) -> None:
     clips = store.load(data_dir, "test")
     drawn = selection.drawn(config, clips).sort().values
     models = selection.models(config, args.model, clips)
+    models = selection.usable(models, check_certifiable, args.model)
     for model in models:
         model.victim.split(settings.stage)  # refuses an unknown representation before any work
-        check_certifiable(model.victim)
     n_samples, sample_rate = clips.n_samples, clips.sample_rate
     shaped = spectrum(settings, n_samples, sample_rate, lambda: store.load(data_dir, "train").waveforms(slice(0, 4000)))
     clips, idx, contradicted = clips.select(drawn), drawn.tolist(), False

@@ -83,9 +83,9 @@ def test_towards_a_target_and_at_any_alignment() -> None:
     threat, target = ThreatModel("linf", 0.3), torch.zeros(18, dtype=torch.long)
     tensors = fit(x, target, threat, targeted=True, shift_invariant=True)
     x_adv = apply(x_test, target, threat, tensors, targeted=True)
-    torch.testing.assert_close(x_adv - x_test, tensors["delta"].expand_as(x), atol=1e-6, rtol=0)
+    torch.testing.assert_close(x_adv - x_test, (0.3 * tensors["delta"]).expand_as(x), atol=1e-6, rtol=0)
     assert (LoudestBand()(x_adv).argmax(1) == 0).all()
-    rolled = _placed(tensors["delta"], 100 * torch.arange(18)[:, None], 18)
+    rolled = 0.3 * _placed(tensors["delta"], 100 * torch.arange(18)[:, None], 18)
     assert (LoudestBand()(x_test + rolled).argmax(1) == 0).all()
 
 
@@ -128,25 +128,23 @@ def test_gradients_come_in_batches() -> None:
     assert sizes == [8, 8, 2, 8, 8, 2] * 2 + [8, 8, 8, 2]
 
 
-def test_snr_budget_is_the_smallest_at_fitting_and_each_clips_own_when_applied() -> None:
+def test_every_clip_spends_its_own_snr_budget() -> None:
     x, y = tones(0)
     level = torch.linspace(1.0, 0.1, 18)[:, None]
     x, budget = x * level, Budget(10, is_snr=True)
-    eps = budget.eps(x, "l2")
-    tensors = fit(x, y, ThreatModel("l2", eps, (-1.0, 1.0)))
-    assert norm_of(tensors["delta"], "l2").item() <= float(eps.min()) * 1.0001
+    tensors = fit(x, y, ThreatModel("l2", budget.eps(x, "l2"), (-1.0, 1.0)))
+    assert norm_of(tensors["delta"], "l2").item() <= 1.0001, "in units of eps"
     x_test, y_test = tones(1)
     x_test = x_test * torch.linspace(0.01, 1.0, 18)[:, None]
-    threat = ThreatModel("l2", budget.eps(x_test, "l2"), (-1.0, 1.0))
+    threat = ThreatModel("l2", budget.eps(x_test, "l2"))
     x_adv = apply(x_test, y_test, threat, tensors)
     assert threat.contains(x_adv, x_test).all()
     assert (snr(x_test, x_adv) >= 10 - 1e-3).all()
-    quiet = threat.budgets(x_test) < norm_of(tensors["delta"], "l2")
-    torch.testing.assert_close(norm_of(x_adv - x_test, "l2")[quiet], threat.budgets(x_test)[quiet], rtol=1e-3, atol=0)
-    # A loud clip gets the perturbation as it was fitted, not a louder one.
-    torch.testing.assert_close((x_adv - x_test)[~quiet], tensors["delta"].expand_as(x)[~quiet], atol=1e-6, rtol=0)
-    assert quiet.any()
-    assert not quiet.all()
+    budgets = threat.budgets(x_test)
+    torch.testing.assert_close(
+        norm_of(x_adv - x_test, "l2"), budgets * norm_of(tensors["delta"], "l2"), rtol=1e-3, atol=1e-6
+    )
+    assert (norm_of(tensors["delta"], "l2") > 0.9).all(), "a quiet training clip does not make it small"
 
 
 def test_another_shape_is_refused() -> None:
@@ -217,7 +215,7 @@ def test_the_program_fits_on_training_clips_and_scores_test_clips(
     assert all(clip.facts["feasible"] and clip.facts["forwards"] == clip.facts["backwards"] == 0 for clip in crafted)
     assert np.mean([clip.facts["prediction_audio"] != clip.facts["label"] for clip in crafted]) >= 0.5
     delta = np.stack([clip.samples for clip in crafted]).astype(int) - test_clips.samples
-    expected = np.rint(tensors["delta"].numpy() * FULL_SCALE)
+    expected = np.rint(eps.value * tensors["delta"].numpy() * FULL_SCALE)
     assert np.abs(delta - expected).max() <= 1, "one perturbation for all clips"
 
     files = list((tmp_path / "fitted" / "net").glob("universal_0.2_*.pt"))

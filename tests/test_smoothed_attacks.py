@@ -194,3 +194,10 @@ def test_certified_and_attacked_side_by_side() -> None:
         "No certificate was checked: none has a radius.",
         False,
     )
+
+
+def test_a_random_chain_has_no_certificate() -> None:
+    tail = Chain([DEFENSES["noise_at_snr"](sample_rate=16000)], Linear(direction()).eval())
+    for chains in ((Chain([]), tail), (tail, Chain([]))):
+        with pytest.raises(ValueError, match=r"draws fresh noise in every pass \('noise_at_snr'\)"):
+            Certifier(*chains, CertifySettings(), 16000)

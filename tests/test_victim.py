@@ -98,7 +98,7 @@ def test_defenses_stand_where_they_are_put_in_the_order_they_come() -> None:
     ]
     defended = checkpoint.defend(victim, entries)
     assert defended.representations == (
-        "waveform", "quantize", "median_2", "quantize_2", "magnitude", "mel", "log_mel", "median", "median_3",
+        "waveform", "quantize", "median", "quantize_2", "magnitude", "mel", "log_mel", "median_2", "median_3",
         "normalize",
     )  # fmt: skip
     assert [stage.position for stage in defended.defenses] == ["waveform"] * 3 + ["log_mel"] * 2
@@ -119,9 +119,11 @@ def test_defenses_stand_where_they_are_put_in_the_order_they_come() -> None:
 def test_defenses_are_in_the_checkpoint(tmp_path: Path) -> None:
     entries = [
         {"name": "quantize", "options": {"step": 300}, "at": "waveform"},
-        {"name": "median", "options": {}, "at": "mel"},
+        {"name": "median", "options": {"width": 7}, "at": "mel"},
     ]
-    defended = checkpoint.defend(built(), entries)
+    defended = checkpoint.defend(built(), [entries[0], {"name": "median", "at": "mel"}])
+    assert checkpoint.defenses_of(defended) == entries, "defaults are written out"
+    assert checkpoint.defenses_of(checkpoint.defend(built(), entries[::-1])) == entries, "one order for one chain"
     checkpoint.save(tmp_path / "m.pt", defended, {"epochs": 1})
     loaded, facts = checkpoint.load(tmp_path / "m.pt")
     assert facts == {"epochs": 1}

@@ -237,12 +237,13 @@ def test_a_model_trained_behind_a_defense_keeps_it(
 
     train = [
         "TRAINING.epochs=1",
-        "DEFENSE.names=quantize,median",
+        "DEFENSE.names=median,quantize",  # not the order of the chain, and one key at its default
+        "DEFENSE.quantize.step=128",
         "DEFENSE.median.at=log_mel",
         "DEFENSE.median.width=3",
     ]
     assert script("train_model.py", *train) == 0
-    victim, _ = checkpoint.load(workspace / "defended/resnet_quantize_median_at_log_mel.pt")
+    victim, _ = checkpoint.load(workspace / "defended/resnet_median_at_log_mel_quantize.pt")
     assert [(defense.name, defense.position) for defense in victim.defenses] == [
         ("quantize", "waveform"),
         ("median", "log_mel"),
@@ -250,7 +251,7 @@ def test_a_model_trained_behind_a_defense_keeps_it(
     assert script("evaluate_model.py") == 0
     assert script("attack.py", *train[1:]) == 0, "the same defenses are not put there twice"
     assert script("attack.py", "DEFENSE.names=mp3") == 2
-    assert "trained behind quantize, median at log_mel" in capsys.readouterr().err
+    assert "trained behind quantize, median (width 3) at log_mel, [DEFENSE] asks for mp3" in capsys.readouterr().err
 
 
 def test_evaluate_and_certify_stand_behind_the_defense(

@@ -20,9 +20,19 @@ from src.evaluation import smoothed_attacks
 from src.files import fingerprint
 from src.output import figures, results
 from src.registry import DEFENSES
-from src.smoothing import CERTIFICATE_FIELDS, UNITS, Certificate, Certifier, ShapedNoise, certificate_notes, summary
+from src.smoothing import (
+    CERTIFICATE_FIELDS,
+    UNITS,
+    Certificate,
+    Certifier,
+    ShapedNoise,
+    certificate_notes,
+    check_certifiable,
+    summary,
+)
 from src.victims import checkpoint
-from src.victims.chain import with_lengths
+from src.victims.adaptive import adaptive
+from src.victims.chain import Chain, with_lengths
 from src.victims.victim import Victim
 
 CertificateRows = list[dict[str, str]]
@@ -46,7 +56,13 @@ class CertificationRun:
         self.row_of = {number: i for i, number in enumerate(idx)}
         self.device = choose_device(config.training.use_cuda)
         self.frozen = model.victim.to(self.device).frozen()
-        self.certifier = Certifier(*self.frozen.split(self.settings.stage), self.settings, clips.sample_rate, shaped)
+        check_certifiable(self.frozen)
+        head, tail = self.frozen.split(self.settings.stage)
+        # The same votes; where the attack needs a gradient, a defense without one passes that of its substitute.
+        attacked_tail = adaptive(tail)
+        assert isinstance(attacked_tail, Chain), "a randomized chain was refused above"
+        self.certifier = Certifier(head, attacked_tail, self.settings, clips.sample_rate, shaped)
+        self.baseline_victims = self.baselines()
         self.folder = config.results.results_dir / "certify"
         self.name = f"{self.model}.{self.settings.space}"
         self.identity = {
@@ -108,7 +124,7 @@ class CertificationRun:
             items += [("smoothed", sigma, number) for number in attacked_numbers]
         chains = {}
         if count and settings.baselines and settings.kind == "noise" and settings.space == "waveform":
-            chains = smoothed_attacks.waveform_chains({"undefended": self.victim.undefended(), **self.baselines()})
+            chains = smoothed_attacks.waveform_chains({"undefended": self.victim.undefended(), **self.baseline_victims})
             items += [(name, "none", numbers[i * len(numbers) // count]) for name in chains for i in range(count)]
         bounds = self.victim.bounds(settings.stage)
 
@@ -140,13 +156,15 @@ class CertificationRun:
 
     def baselines(self) -> dict[str, Victim]:
         """The model behind each baseline defense that this sample rate admits."""
-        victims = {}
-        for name in self.settings.baselines:
+        victims, plain = {}, self.victim.undefended()
+        for name in self.settings.baselines if self.settings.attack_clips else ():
+            entries = selection.configured_defenses(self.config, [name])
             try:
-                entries = selection.configured_defenses(self.config, [name])
-                victims[name] = checkpoint.defend(self.victim.undefended(), entries)
+                checkpoint.build_defense(name, plain.sample_rate, entries[0]["options"])
             except ValueError as error:
                 print(f"not attacked: {name} ({error})")
+                continue
+            victims[name] = checkpoint.defend(plain, entries)
         return victims
 
     def report(self, rows: dict[float, CertificateRows], attacked: CertificateRows) -> bool:
@@ -174,7 +192,7 @@ class CertificationRun:
             results.write_table(self.folder / f"{name}.{what}.csv", lines, title, notes)
             if what != "curves":
                 print(f"{title}\n\n{results.markdown(lines)}")
-        facts = {"notes": notes, "lipschitz": lipschitz, "synthetic": clips.synthetic, "clips": self.identity["clips"]}
+        facts = {"notes": notes, "lipschitz": lipschitz, "synthetic": clips.synthetic, **self.certified()}
         results.write_manifest(self.folder / f"{name}.manifest.json", {"config": self.config.text, **facts})
         curves, source_note = tables["curves"], " (synthetic speech)" if clips.synthetic else ""
         figures.certified(
@@ -195,33 +213,24 @@ class CertificationRun:
         print("\n".join([*notes, f"files: {self.folder}", ""]))
         return contradicted
 
+    def certified(self) -> dict[str, Any]:
+        """What two curves must share to stand in one figure, as a manifest holds it."""
+        names = ("clips", "model", "defenses")
+        plain: dict[str, Any] = json.loads(json.dumps({name: self.identity[name] for name in names}, default=str))
+        return plain
+
     def in_sound(self) -> dict[str, tuple[list[float], list[float]]]:
         """Curves against dB of all that was certified for this model on these clips, whatever the representation."""
         series = {}
         for manifest in sorted(self.folder.glob(f"{self.model}.*.manifest.json")):
             space = manifest.name.removeprefix(f"{self.model}.").removesuffix(".manifest.json")
-            if json.loads(manifest.read_text()).get("clips") != self.identity["clips"]:
+            if not self.certified().items() <= json.loads(manifest.read_text()).items():
                 continue
             with (self.folder / f"{self.model}.{space}.curves.csv").open(newline="") as file:
                 lines = [line for line in csv.DictReader(file) if line["SNR dB"] != "none"]
             label = space if lines else f"{space}: no meaning in the waveform"
             series[label] = ([float(line["SNR dB"]) for line in lines], [float(line["best"]) for line in lines])
         return series
-
-
-def check_certifiable(victim: Victim) -> None:
-    """Refuse a chain that draws random numbers of its own.
-
-    Raises:
-        ValueError: names the stage.
-    """
-    for stage in victim.stages:
-        if stage.randomized:
-            raise ValueError(
-                f"'{stage.name}' draws fresh noise in every pass, so that no certificate is sound behind it: the "
-                "theorem counts votes of one fixed function, under noise that does not depend on the clip; take it "
-                "out of [DEFENSE] and smooth with [CERTIFY] sigma instead"
-            )
 
 
 def warn(model: selection.Trained, config: Config) -> None:

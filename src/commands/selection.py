@@ -3,9 +3,8 @@ split that n_test draws."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from src.config import Config
 from src.datasets.store import Clips
 from src.files import sha256_of
 from src.random_streams import derive_seed
+from src.registry import DEFENSES
 from src.victims import checkpoint
 from src.victims.stage import WAVEFORM
 from src.victims.victim import Victim
@@ -64,8 +64,9 @@ def models(
             clips.relabeled(victim.classes)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        trained.append(Trained(path.stem, sha256_of(path), behind(victim, wanted, path), facts))
-    return trained
+        trained.append(Trained(path.stem, sha256_of(path), victim, facts))
+    trained = usable(trained, lambda victim: behind(victim, wanted), names)
+    return [replace(model, victim=behind(model.victim, wanted)) for model in trained]
 
 
 def configured_defenses(config: Config, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -78,26 +79,60 @@ def configured_defenses(config: Config, names: Sequence[str] | None = None) -> l
     return entries
 
 
-def behind(victim: Victim, wanted: Sequence[Mapping[str, Any]], path: Path) -> Victim:
+def behind(victim: Victim, wanted: Sequence[Mapping[str, Any]]) -> Victim:
     """The victim behind the wanted defenses. One that was trained behind defenses keeps them.
 
     Raises:
         ValueError: it was trained behind others, or a defense cannot stand where it is wanted.
     """
     trained = checkpoint.defenses_of(victim)
-    if not wanted or trained == list(wanted):
+    if not wanted:
         return victim
-    if trained:
+    defended = checkpoint.defend(victim.undefended(), wanted)
+    if not trained:
+        return defended
+    asked = checkpoint.defenses_of(defended)
+    if asked != trained:
         raise ValueError(
-            f"{path}: this model was trained behind {describe(trained)}, [DEFENSE] asks for {describe(wanted)}; "
-            "leave [DEFENSE] names empty to take it as it was trained"
+            f"this model was trained behind {describe(trained)}, [DEFENSE] asks for {describe(asked)}; leave [DEFENSE] "
+            "names empty to take it as it was trained"
         )
-    return checkpoint.defend(victim, wanted)
+    return victim
 
 
 def describe(defenses: Sequence[Mapping[str, Any]]) -> str:
-    """Defenses as titles name them: 'quantize, median at log_mel'."""
-    return ", ".join(d["name"] if d["at"] == WAVEFORM else f"{d['name']} at {d['at']}" for d in defenses)
+    """Defenses as titles name them: 'quantize, median (width 3) at log_mel'; options at their default are left out."""
+    texts = []
+    for entry in defenses:
+        defaults = {key.name: key.default for key in DEFENSES.keys(entry["name"])}
+        changed = [f"{k} {v}" for k, v in entry.get("options", {}).items() if v != defaults.get(k)]
+        options = f" ({', '.join(changed)})" if changed else ""
+        place = "" if entry["at"] == WAVEFORM else f" at {entry['at']}"
+        texts.append(f"{entry['name']}{options}{place}")
+    return ", ".join(texts)
+
+
+def usable(models: Sequence[Trained], check: Callable[[Victim], object], names: Sequence[str] | None) -> list[Trained]:
+    """The models that pass a check. Where none was asked for by name, the others are named and left out.
+
+    Args:
+        check: raises ValueError where a model cannot be used.
+        names: the models that were asked for, or None for all there are.
+
+    Raises:
+        ValueError: a model that was asked for cannot be used, or none can.
+    """
+    passed: list[Trained] = []
+    for position, model in enumerate(models):
+        try:
+            check(model.victim)
+        except ValueError as error:
+            if names or (not passed and position == len(models) - 1):
+                raise ValueError(f"{model.name}: {error}") from None
+            print(f"left out: {model.name}: {error}")
+            continue
+        passed.append(model)
+    return passed
 
 
 def drawn(config: Config, clips: Clips) -> Tensor:

@@ -69,8 +69,11 @@ class Clips:
         return self.tags.get("speaker", ("",) * len(self))
 
     def fingerprint(self) -> str:
-        """16 hex digits that change with the samples, labels, ids, classes or sample rate (from their SHA-256)."""
-        return fingerprint(self.samples, self.labels.tolist(), self.ids, self.classes, self.sample_rate)
+        """16 hex digits (of a SHA-256) of samples, labels, ids, classes, sample rate and true lengths."""
+        parts = [self.samples, self.labels.tolist(), self.ids, self.classes, self.sample_rate]
+        if bool((self.lengths != self.n_samples).any()):
+            parts.append(self.lengths.tolist())
+        return fingerprint(*parts)
 
     def waveforms(self, index: Sequence[int] | Tensor | slice = slice(None)) -> Tensor:
         """float32 [k, time] in [-1, 1)."""

@@ -60,6 +60,8 @@ class AttackSettings:
         for spec in map(spec_of, self.names):
             norm = self.norm if spec.has_budget else spec.norms[0]
             spec.check(norm, self.targeted, self.stage == WAVEFORM)
+            if spec.fitted and self.targeted:
+                raise ValueError(f"{spec.name} has one result for all clips, but targets differ; set targeted = no")
         if self.norm in ("l1", "l0") and any(eps.is_snr for eps in self.eps):
             raise ValueError(f"an eps in dB needs the norm linf or l2, not {self.norm}")
 

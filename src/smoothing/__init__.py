@@ -2,7 +2,7 @@
 and time shift, and summaries of the rows of a run."""
 
 from src.smoothing.bounds import BettingTest, lower_bound, round_down
-from src.smoothing.certifier import UNITS, Certifier, certificate_notes, spectrum
+from src.smoothing.certifier import UNITS, Certifier, certificate_notes, check_certifiable, spectrum
 from src.smoothing.noise import ShapedNoise
 from src.smoothing.settings import CertifySettings
 from src.smoothing.smooth import ABSTAIN, Certificate, Smooth, tune
@@ -19,6 +19,7 @@ __all__ = [
     "ShapedNoise",
     "Smooth",
     "certificate_notes",
+    "check_certifiable",
     "lower_bound",
     "round_down",
     "spectrum",

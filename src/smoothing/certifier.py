@@ -29,6 +29,21 @@ def spectrum(
     return ShapedNoise(amplitude, n_samples)
 
 
+def check_certifiable(chain: Chain) -> None:
+    """Refuse a chain that draws random numbers of its own.
+
+    Raises:
+        ValueError: names the stage.
+    """
+    for stage in chain.stages:
+        if stage.randomized:
+            raise ValueError(
+                f"the model draws fresh noise in every pass ('{stage.name}'), so that no certificate is sound: the "
+                "theorem counts votes of one fixed function, under noise that does not depend on the clip; leave that "
+                "defense out and smooth with [CERTIFY] sigma instead"
+            )
+
+
 class Certifier:
     """Certifies waveforms.
 
@@ -38,6 +53,9 @@ class Certifier:
         settings: the section [CERTIFY].
         sample_rate: Hz.
         shaped: spectrum of the noise, None for white.
+
+    Raises:
+        ValueError: a stage of the chain is randomized.
     """
 
     def __init__(
@@ -48,6 +66,9 @@ class Certifier:
         sample_rate: int,
         shaped: ShapedNoise | None = None,
     ):
+        for part in (head, tail):
+            if isinstance(part, Chain):
+                check_certifiable(part)
         self.head, self.tail, self.settings, self.sample_rate, self.shaped = head, tail, settings, sample_rate, shaped
         self.batch_size = settings.batch_size
 

@@ -68,12 +68,13 @@ def build_defense(name: str, sample_rate: int, options: Mapping[str, Any] | None
         ValueError: an unknown name, or options that do not fit.
     """
     defense: Defense = DEFENSES[name](sample_rate=sample_rate, **(options or {}))
-    defense.recipe = {"name": name, "options": dict(options or {})}
+    defaults = {key.name: key.default for key in DEFENSES.keys(name)}
+    defense.recipe = {"name": name, "options": {**defaults, **(options or {})}}
     return defense
 
 
 def defend(victim: Victim, defenses: Sequence[Mapping[str, Any]]) -> Victim:
-    """The victim behind these defenses, in order; the weights are shared.
+    """The victim behind these defenses, those of one place in their order; the weights are shared.
 
     Args:
         defenses: {"name": ..., "options": config keys, "at": representation} each, as `defenses_of` gives them.
@@ -81,7 +82,8 @@ def defend(victim: Victim, defenses: Sequence[Mapping[str, Any]]) -> Victim:
     Raises:
         ValueError: an unknown name, options that do not fit, or a place where the defense cannot stand.
     """
-    for entry in defenses:
+    places = list(victim.representations)
+    for entry in sorted(defenses, key=lambda d: places.index(at) if (at := d.get("at", WAVEFORM)) in places else 0):
         defense = build_defense(entry["name"], victim.sample_rate, entry.get("options"))
         victim = victim.defended([defense], entry.get("at", WAVEFORM))
     return victim

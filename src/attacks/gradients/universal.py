@@ -33,12 +33,12 @@ def fit(
     shift_invariant: bool = False,
     loss: LossName = "cross_entropy",
 ) -> dict[str, Tensor]:
-    """The perturbation that fools the largest share of the clips x [clips, ...], as `delta` [1, ...].
+    """The perturbation that fools the largest share of the clips x [clips, ...], as `delta` [1, ...] in units of eps.
 
     Every step uses the next `batch_size` clips in an order that is redrawn at every pass; after every pass the iterate
-    is evaluated on all clips, and the best one is returned. The budget is the smallest of the clips' budgets; bounds
-    and mask of each clip apply where it is evaluated. Misclassified clips get no weight while others of their batch are
-    classified correctly.
+    is evaluated on all clips, and the best one is returned. It is learned in units of eps, so that every clip gets a
+    budget of its own (by an SNR, say); bounds and mask of each clip apply where it is evaluated. Misclassified clips
+    get no weight while others of their batch are classified correctly.
 
     Args:
         steps: gradient steps.
@@ -48,8 +48,8 @@ def fit(
         shift_invariant: add the perturbation at a random offset per clip and step, so that it works at any alignment.
         loss: objective that the steps maximize.
     """
-    eps = finite_budgets(threat, x).amin()
-    ball, same_eps = ThreatModel(threat.norm, eps[None]), replace(threat, eps=eps)
+    threat = replace(threat, eps=finite_budgets(threat, x))
+    ball = ThreatModel(threat.norm, 1.0)
 
     def objective(logits: Tensor, index: Tensor) -> Tensor:
         return LOSSES[loss](logits, y[index], targeted)
@@ -58,7 +58,9 @@ def fit(
         """(the clips at `index` with delta added, [batch, ...]; its offsets)."""
         clips = x[index]
         offset = (rng.select(index).uniform(clips.flatten(1)[:, :1]) * x.shape[-1]).long() if shift_invariant else None
-        return same_eps.select(index).project(clips + _placed(delta, offset, len(index)), clips), offset
+        budget = threat.select(index)
+        change = _placed(delta, offset, len(index)) * column(budget.budgets(clips), clips)
+        return budget.project(clips + change, clips), offset
 
     def rank(delta: Tensor) -> float:
         """Share of all clips that delta fools; the mean loss, scaled to less than one clip, breaks ties."""
@@ -86,7 +88,7 @@ def fit(
         weight = torch.ones_like(success) if bool(success.all()) else ~success
         grad = _placed(grad, None if offset is None else -offset, len(index)) * column(weight.to(grad.dtype), grad)
         velocity = momentum * velocity + (1 - momentum) * grad.mean(0, keepdim=True)
-        delta = ball.project(delta + ball.ascent(velocity) * (eps * step / steps), torch.zeros_like(delta))
+        delta = ball.project(delta + ball.ascent(velocity) * (step / steps), torch.zeros_like(delta))
         if (not batches or iteration == steps - 1) and (value := rank(delta)) > best_rank:
             best_delta, best_rank = delta, value
     return {"delta": best_delta}
@@ -113,7 +115,7 @@ def universal(
         raise ValueError(
             f"universal was fitted to inputs of shape {tuple(delta.shape[1:])}, these have {tuple(x.shape[1:])}"
         )
-    return threat.project(x + delta, x)
+    return threat.project(x + delta * column(finite_budgets(threat, x), x), x)
 
 
 def _placed(delta: Tensor, offset: Tensor | None, count: int) -> Tensor:
