@@ -6,13 +6,20 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import torch
 
 from src import config
-from src.registry import DEFENSES, MODELS
+from src.datasets import store
+from src.datasets.prepare import DataSettings, prepare
+from src.random_streams import RandomStreams
+from src.registry import ATTACKS, DATASETS, DEFENSES, MODELS
+from src.threat import ThreatModel
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "experiments/subsets/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,6 +40,7 @@ def commands(path: Path) -> list[str]:
         blocks = [line.strip() for line in prose(path).splitlines() if line.startswith("    ")]
         candidates = [*blocks, *(" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(path)))]
     parts = [part.strip() for candidate in candidates for part in re.split(r"&&|\|", re.sub(r"\s+#.*", "", candidate))]
+    parts = [re.sub(r"^EARSHOT_THREADS=\d+ ", "", part) for part in parts]
     parts = [re.sub("^ARGS=", "make study ARGS=", re.sub("^--set ", "python attack.py --set ", part)) for part in parts]
     return [part for part in parts if re.match(r"(python|make|torchrun)\s+(?!-m)", part) and "SECTION" not in part]
 
@@ -85,6 +93,13 @@ def test_command(path: Path, command: str) -> None:
     assert config.load(ROOT / settings_file, overrides)
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "experiments/subsets/README.md"])
+def test_the_accuracy_of_the_default_model_has_one_command(page: str) -> None:
+    command = 'make study CONFIG=experiments/keywords.ini ARGS="--set TRAINING.noise_dir=data/raw/noise"'
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    assert f"`EARSHOT_THREADS=1 {command}`" in text
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", prose(path)):
@@ -99,6 +114,51 @@ def test_quoted_keys_exist(path: Path) -> None:
         assert key in {known.name for known in config.keys_of_section(section)}, quoted
     for path_of_file in re.findall(r"`((?:src|tests|experiments|docs|benchmarks)/[\w./]+)`", prose(path)):
         assert (ROOT / path_of_file).exists(), path_of_file
+
+
+def registered_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Execute the Python blocks of docs/extending.md; what they register is forgotten after the test."""
+    for registry in (ATTACKS, DATASETS):
+        registry.names()
+        monkeypatch.setattr(registry, "_builders", dict(registry._builders))
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/extending.md").read_text(), re.S | re.M)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "docs/extending.md", "exec", dont_inherit=True), {"__name__": "extending"})
+
+
+def test_the_attack_of_the_page_reaches_the_corner_of_every_ball(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a linear model the best perturbation is known: eps of the example in the direction of the weights' signs."""
+    registered_blocks(monkeypatch)
+    weights = torch.tensor([[1.0, -2.0, 0.5], [-1.0, 1.0, 3.0]])
+    x = torch.tensor([[0.1, -0.2, 0.0], [0.2, 0.1, -0.1], [0.0, 0.3, 0.2]])
+    y = (x @ weights.T).argmax(1)
+    eps = torch.tensor([0.01, 0.05, 0.2])
+    keywords = {"rng": RandomStreams(0, "abc", "my_attack"), "targeted": False, "steps": 20}
+    x_adv = ATTACKS["my_attack"](lambda x: x @ weights.T, x, y, ThreatModel("linf", eps), **keywords)
+    torch.testing.assert_close(x_adv, x + eps[:, None] * (weights[1 - y] - weights[y]).sign())
+    assert [(key.name, key.description) for key in ATTACKS.keys("my_attack")] == [
+        ("loss", "objective of the steps."),
+        ("steps", "gradient steps."),
+    ]
+
+
+def test_the_corpus_of_the_page_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registered_blocks(monkeypatch)
+    for speaker in "abcdefghij":
+        (tmp_path / "corpus" / speaker).mkdir(parents=True)
+        for word in ("no", "yes", "up"):
+            sound = np.random.default_rng(ord(speaker)).uniform(-0.5, 0.5, 1600)
+            soundfile.write(tmp_path / "corpus" / speaker / f"{word}_0.wav", sound, 16000)
+    settings = DataSettings(source="my_corpus", data_dir=tmp_path / "store", seconds=0.1, include_dirs=("yes", "no"))
+    prepare(settings, {"source_dir": tmp_path / "corpus"})
+    splits = [store.load(tmp_path / "store", split) for split in store.SPLITS]
+    assert all(clips.classes == ("yes", "no") for clips in splits)
+    assert sorted(name for clips in splits for name in clips.ids) == sorted(
+        f"{speaker}/{word}_0.wav" for speaker in "abcdefghij" for word in ("no", "yes")
+    )
+    speakers = [set(clips.speakers) for clips in splits]
+    assert not any(a & b for a, b in combinations(speakers, 2))
 
 
 def test_config_of_your_data_is_valid(tmp_path: Path) -> None:
