@@ -60,8 +60,10 @@ class CraftedStore:
                     "synthetic": clips.synthetic,
                 },
             )
-        self.entries = {entry.facts["id"]: entry for entry in read_entries(folder, clips.n_samples)}
-        self.rows = sum(entry.part == self.part for entry in self.entries.values())
+        entries = list(read_entries(folder, clips.n_samples))
+        self.entries = {entry.facts["id"]: entry for entry in entries}
+        # Counted before entries of the same id replace each other: two parts may hold the same clip.
+        self.rows = sum(entry.part == self.part for entry in entries)
         self._repair()
 
     def __contains__(self, example: str) -> bool:
