@@ -22,7 +22,7 @@ from src.evaluation.settings import AttackSettings
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import Budget, ThreatModel, norm_of
-from src.victims.adaptive import adaptive, once
+from src.victims.adaptive import Eot, adaptive, is_randomized, once
 from src.victims.chain import Chain, with_lengths
 from src.victims.stage import WAVEFORM
 from src.victims.victim import Victim
@@ -103,10 +103,11 @@ class Crafter:
         return RandomStreams(self.settings.seed, ids, purpose)
 
     def attacked_model(self, ids: tuple[str, ...], valid: Tensor) -> Model:
-        """What an attack gets to see of these clips: the fast copy, through BPDA and EOT where a stage needs it."""
+        """What an attack gets to see of these clips: the fast copy, through BPDA and EOT where a stage needs it.
+        Without them a randomized stage is drawn once per call, from the streams of the clips, so that runs repeat."""
         chain = with_lengths(self.frozen_tail, valid, self.head)
         if not self.settings.adaptive:
-            return chain
+            return Eot(chain, 1, self.streams(ids, "eot")).eval() if is_randomized(chain) else chain
         return adaptive(chain, rng=self.streams(ids, "eot"), draws=self.settings.eot_draws)
 
     def true_tail(self, valid: Tensor) -> Chain:
