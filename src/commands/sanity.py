@@ -102,6 +102,8 @@ def on_clips(
 
 def plant_and_search(config: Config, attacked: Sequence[AttackedModel], clips: Clips) -> None:
     """--self-test: does each attack with a budget find a planted adversarial example?"""
+    for name in config.attack.fitted_names:
+        print(f"{name}: not tested (fitted)", flush=True)
     part = clips.select(range(min(len(clips), config.attack.batch_size)))
     for entry in attacked:
         crafter = entry.crafter

@@ -305,7 +305,9 @@ def sanity_verdict(indicators: Sequence[Indicator]) -> str:
     signs = [i for i in indicators if i.failed and i not in lost]
     wav = "".join(f"; {100 * i.value:.0f} % of the successes are lost on the wav: judge by its column" for i in lost)
     if not signs:
-        measured = sum(not math.isnan(i.value) for i in indicators) - len(lost)
-        return f"no sign of failure in {measured} checks; robust accuracy is still only an upper bound{wav}"
+        measured = [i for i in indicators if not math.isnan(i.value) and i not in lost]
+        if all(i.name == "lost_on_wav" for i in measured):
+            return f"not checked for signs of failure; robust accuracy is only an upper bound{wav}"
+        return f"no sign of failure in {len(measured)} checks; robust accuracy is still only an upper bound{wav}"
     reasons = "; ".join(f"{i.name} = {i.value:.3g} ({i.says})" for i in signs)
     return f"DO NOT TRUST these numbers, {len(signs)} sign(s) of a failed attack: {reasons}{wav}"
