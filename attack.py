@@ -48,7 +48,7 @@ def main(config: Config, args: argparse.Namespace) -> None:
             signs, searched = sanity.search(config, attacked, clips, rows, command.identity, manifest)
             report(config, attacked, clips, rows, signs, searched)
         if judges:
-            judging.judge_crafted(command, [entry.model for entry in attacked], judges, device)
+            judging.judge_crafted(command, attacked, judges, device)
         members.wait()
 
 

@@ -1,5 +1,5 @@
 """`attack.py --judge`: the clips crafted against every model scored on other models, or on the same ones behind other
-defenses. It reads the stores of crafted clips and needs forward passes only."""
+defenses. It reads the stores of crafted clips and needs forward passes only; clips that a store lacks are crafted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from src.commands import selection
-from src.commands.attack import AttackCommand, attack_runs
+from src.commands.attack import AttackCommand, AttackedModel, attack_runs
 from src.commands.shared_rows import collect
 from src.config import Config
 from src.datasets.store import Clips
@@ -36,7 +36,7 @@ def judges(config: Config, names: Sequence[str], clips: Clips) -> list[selection
 
 def judge_crafted(
     command: AttackCommand,
-    models: Sequence[selection.Trained],
+    attacked: Sequence[AttackedModel],
     judging: Sequence[selection.Trained],
     device: torch.device,
 ) -> None:
@@ -49,24 +49,32 @@ def judge_crafted(
 
     def compute(rows: results.RowFile) -> list[tuple[str, ...]]:
         keys: list[tuple[str, ...]] = []
-        for model in models:
+        for entry in attacked:
+            model = entry.model
             for name, eps in attack_runs(command.config):
+                run = (model.name, model.weights[:8], name, str(eps or "inf"))
+                run_keys = {
+                    judge.name: [(*run, example, judge.name, judge.weights[:8]) for example in clips.ids]
+                    for judge in judging
+                }
+                missing = {judge: [key not in rows for key in judge_keys] for judge, judge_keys in run_keys.items()}
+                keys += [key for judge_keys in run_keys.values() for key in judge_keys]
+                # Shared by clip, not by judge, so that no two processes craft the same clip.
+                wanted = [i for i, lacks in enumerate(zip(*missing.values(), strict=True)) if any(lacks)]
+                share = command.members.share(wanted)
+                if not share:
+                    continue
                 store = command.store(model, name, eps)
+                command.craft(entry, store, share, name, eps)
                 for judge in judging:
-                    checkpoints = (model.weights[:8], judge.weights[:8])
-                    run_keys = [
-                        (model.name, checkpoints[0], name, str(eps or "inf"), example, judge.name, checkpoints[1])
-                        for example in clips.ids
-                    ]
-                    keys += run_keys
-                    share = command.members.share([i for i, key in enumerate(run_keys) if key not in rows])
-                    chosen = clips.select(share)
-                    if not share:
+                    index = [i for i in share if missing[judge.name][i]]
+                    if not index:
                         continue
+                    chosen = clips.select(index)
                     judged = scorers[judge.name].rows(*store.read(chosen.ids), targeted=settings.targeted, clean=chosen)
                     for row in judged:
-                        names = {"model": model.name, "checkpoint": checkpoints[0], "judge": judge.name, "wav": ""}
-                        rows.write({**row, **names, "judge_checkpoint": checkpoints[1]})
+                        names = {"model": model.name, "checkpoint": run[1], "judge": judge.name, "wav": ""}
+                        rows.write({**row, **names, "judge_checkpoint": judge.weights[:8]})
         return keys
 
     opening = (command.folder / "judged.csv", (*ATTACK_FIELDS, "judge_checkpoint"), JUDGED_KEY, command.identity)
