@@ -19,6 +19,7 @@ from src.datasets.crafted import CraftedStore
 from src.datasets.store import Clips
 from src.distributed import Team
 from src.evaluation import ATTACK_KEY, Crafter, Judge, sanity_checks, summary
+from src.evaluation.settings import FIT_KEYS
 from src.evaluation.summary import Row
 from src.files import fingerprint
 from src.output import figures, results
@@ -39,10 +40,13 @@ class AttackedModel:
 
     @property
     def undefended(self) -> Victim | None:
-        """The model without the defenses that the attack has to pass; None where there is none to pass."""
-        tail = self.crafter.tail.stages
-        defenses = self.model.victim.defenses
-        return self.model.victim.undefended() if any(stage in defenses for stage in tail) else None
+        """The model without the defenses that the attack has to pass; None where there is none to pass, or where the
+        attacked representation is itself that of a defense."""
+        victim = self.model.victim
+        if not any(stage in victim.defenses for stage in self.crafter.tail.stages):
+            return None
+        undefended = victim.undefended()
+        return undefended if self.crafter.settings.stage in undefended.representations else None
 
 
 def attacked_model(config: Config, model: selection.Trained, device: torch.device) -> AttackedModel:
@@ -103,9 +107,11 @@ class AttackCommand:
         """The store of what this attack made against this model. Its name holds a fingerprint of all that it depends
         on, so that runs with other settings have stores of their own."""
         config = self.config
-        settings = {key: value for key, value in config.attack.identity().items() if key != "wavs"}
+        unused = {"wavs"} if spec_of(name).fitted else {"wavs", "fit", *FIT_KEYS}
+        settings = {key: value for key, value in config.attack.identity().items() if key not in unused}
         facts = {
-            **self.identity, "attack": settings, "components": config.component("INVERSION", config.inversion.name),
+            **{key: value for key, value in self.identity.items() if key not in unused},
+            "attack": settings, "components": config.component("INVERSION", config.inversion.name),
             "options": config.component("ATTACK", name), "model": model.name, "weights": model.weights,
             "name": name, "eps": str(eps or "inf"),
         }  # fmt: skip
