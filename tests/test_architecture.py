@@ -88,3 +88,18 @@ def test_nothing_from_outside_is_executed(path: Path) -> None:
                 assert any(k.arg == "allow_pickle" and ast.unparse(k.value) == "False" for k in node.keywords)
             if called.endswith(".extractall") or called.endswith(".extract"):
                 assert any(k.arg == "filter" for k in node.keywords)
+
+
+MUTABLE = {"Best", "_State"}
+"""Data classes whose attributes are updated by design."""
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SRC)))
+def test_data_classes_are_frozen(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ClassDef) and node.name not in MUTABLE:
+            for decorator in node.decorator_list:
+                if ast.unparse(decorator).startswith("dataclass"):
+                    assert isinstance(decorator, ast.Call), node.name
+                    frozen = {k.arg: ast.unparse(k.value) for k in decorator.keywords}.get("frozen")
+                    assert frozen == "True", f"{path.name}: {node.name}"

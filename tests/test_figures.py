@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +213,60 @@ def test_training_draws_losses_accuracy_and_rate(drawn: list[Figure]) -> None:
     assert list(lines(accuracy).values()) == [([1, 2], [0.4, 0.8])]
     assert list(lines(rate).values()) == [([1, 2], [0.01, 0.005])]
     assert drawn[0].get_suptitle() == "model"
+
+
+def golden_series() -> dict[str, tuple[list[float], list[float]]]:
+    x = [float(i) for i in range(8)]
+    return {f"model {k}": (x, [1 / (1 + k * v) for v in x]) for k in range(5)}
+
+
+def golden_points() -> list[dict[str, Any]]:
+    return [
+        {"model": model, "attack": attack, "eps": eps, "accuracy": a, "low": a - 0.1, "high": min(a + 0.1, 1.0)}
+        for model, slope in (("plain", 2.0), ("robust", 0.7))
+        for attack, strength in (("pgd", 1.0), ("fgsm", 0.6), ("random_signs", 0.05))
+        for eps in (0.0, 0.2, 0.4)
+        for a in (max(0.1, 0.95 - slope * strength * eps),)
+    ]
+
+
+GOLDEN = {
+    "curves": lambda path: figures.curves(path, golden_series(), x_label="x", y_label="y", title="five curves"),
+    "curves_log": lambda path: figures.curves(
+        path, {"a": ([1, 10, 100], [0, 1, 0.5])}, x_label="x", y_label="y", title="log", log_x=True,
+        drawstyle="steps-post",
+    ),
+    "certified": lambda path: figures.certified(
+        path, [0, 0.1, 0.2], {"sigma 0.1": [0.9, 0.5, 0], "sigma 0.5": [0.6, 0.6, 0.4]}, best=[0.9, 0.6, 0.4],
+        x_label="radius", title="certified",
+    ),
+    "security": lambda path: figures.security(
+        path, golden_points(), title="security", x_label="eps", falling=False, controls={"random_signs"}
+    ),
+    "security_falling": lambda path: figures.security(
+        path, golden_points(), title="security", x_label="SNR", falling=True, controls=set()
+    ),
+    "spectrograms": lambda path: figures.spectrograms(
+        path, [("a chirp", 0.5 * np.sin(np.linspace(0, 60, 4000) ** 2)), ("silence", np.zeros(4000))], 8000, note="made"
+    ),
+    "confusion": lambda path: figures.confusion(path, [[5, 1, 0], [0, 2, 2], [1, 0, 9]], ["a", "bb", "c"], title="who"),
+    "training": lambda path: figures.training(
+        path,
+        [{"epoch": e, "loss": 2 / e, "validation_loss": 2.2 / e, "validation_accuracy": 1 - 1 / e, "learning_rate": e}
+         for e in range(1, 6)],
+        title="training",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_every_figure_looks_as_it_did(name: str, tmp_path: Path) -> None:
+    """Sizes, limits, colors and places: EARSHOT_WRITE_GOLDEN=1 draws the stored pictures anew; look at them then."""
+    stored = Path(__file__).with_name("golden") / "figures" / f"{name}.png"
+    GOLDEN[name](tmp_path / "figure.png")
+    if os.environ.get("EARSHOT_WRITE_GOLDEN"):
+        stored.parent.mkdir(exist_ok=True)
+        stored.write_bytes((tmp_path / "figure.png").read_bytes())
+    expected, actual = imread(stored), imread(tmp_path / "figure.png")
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).mean() < 5e-4

@@ -201,3 +201,36 @@ def test_a_random_chain_has_no_certificate() -> None:
     for chains in ((Chain([]), tail), (tail, Chain([]))):
         with pytest.raises(ValueError, match=r"draws fresh noise in every pass \('noise_at_snr'\)"):
             Certifier(*chains, CertifySettings(), 16000)
+
+
+def test_a_clip_that_is_wrong_without_attack_breaks_at_nothing() -> None:
+    (attempt,) = escalate(lambda start, budget: start + budget, lambda point, _: 0, torch.zeros(1, 3), 1, [0.5, 1.0])
+    assert (attempt.budget, attempt.distance, attempt.predict) == (0.0, 0.0, 0)
+
+
+@pytest.mark.parametrize(("name", "votes"), [("quantize", 1), ("noise_at_snr", 200)])
+def test_a_random_defense_is_judged_by_many_draws_and_any_other_by_one(
+    name: str, votes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws: list[int] = []
+
+    def counted(chain: Chain, x: Tensor, n: int, *args: object) -> int:
+        draws.append(n)
+        return 0  # another class at once: no attack is needed
+
+    monkeypatch.setattr("src.evaluation.smoothed_attacks.vote", counted)
+    chain = Chain([DEFENSES[name](sample_rate=16000)], Linear(direction()).eval()).eval()
+    attack_defended(chain, CertifySettings(radii=(0.3,), attack_steps=1, attack_n=200), direction(), 1, "clip", name)
+    assert draws == [votes]
+
+
+def test_certificates_are_computed_without_autograd() -> None:
+    modes: list[bool] = []
+
+    def model(z: Tensor) -> Tensor:
+        modes.append(torch.is_inference_mode_enabled())
+        return torch.stack([-z.sum(1), z.sum(1)], 1)
+
+    Certifier(lambda x: x, model, CertifySettings(n0=16, n=16, batch_size=16), 16000)(torch.ones(8), "clip", 0.1)  # type: ignore[arg-type]
+    assert modes
+    assert all(modes)

@@ -585,3 +585,31 @@ def test_script_warns_of_another_noise_than_in_training(
     assert warnings == [
         "warning: tiny was trained with noise of sigma 0.05 at waveform, and is certified with 0.01 at waveform"
     ]
+
+
+def test_a_spectrum_spans_40_db_and_is_told_by_octaves() -> None:
+    n, rate = 16000, 16000
+    amplitude = torch.full((n // 2 + 1,), 1e-9)
+    amplitude[1000] = 1.0
+    shaped = ShapedNoise(amplitude, n)
+    assert float(shaped.amplitude.max() / shaped.amplitude.min()) == pytest.approx(100, rel=1e-4)
+    bands = shaped.bands(rate)
+    assert list(bands) == [f"{hertz} Hz" for hertz in (125, 250, 500, 1000, 2000, 4000, 8000)]
+    weakest = shaped.l2()
+    assert all(value == pytest.approx(weakest) for value in bands.values()), "a band counts by its weakest bin"
+    edges = torch.ones(n // 2 + 1)
+    edges[708:1415] = 2.0  # exactly the octave around 1 kHz
+    around = ShapedNoise(edges, n)
+    assert around.bands(rate)["1000 Hz"] == pytest.approx(2 * around.bands(rate)["500 Hz"], rel=1e-4)
+    assert around.bands(rate)["2000 Hz"] == pytest.approx(around.bands(rate)["500 Hz"])
+
+
+def test_the_speech_spectrum_is_the_smoothed_mean_power() -> None:
+    x = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
+    power = np.abs(np.fft.rfft(x.numpy())) ** 2
+    mean = power.mean(0)
+    expected = [mean[max(0, i - 50) : i + 51].mean() for i in range(len(mean))]
+    np.testing.assert_allclose(noise.speech(x).numpy() ** 2, expected, rtol=1e-4)
+    short = torch.randn(2, 100, generator=torch.Generator().manual_seed(1))
+    plain = (np.abs(np.fft.rfft(short.numpy())) ** 2).mean(0)
+    np.testing.assert_allclose(noise.speech(short).numpy() ** 2, plain, rtol=1e-4)
