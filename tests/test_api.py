@@ -81,7 +81,7 @@ def test_certify_and_wav(victim: Victim, clips: Clips, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "keys", "said"),
+    ("name", "keys", "message"),
     [
         ("pdg", {"eps": 0.1}, "did you mean 'pgd'"),
         ("pgd", {"eps": 0.1, "options": {"step_count": 3}}, "steps"),
@@ -100,8 +100,8 @@ def test_certify_and_wav(victim: Victim, clips: Clips, tmp_path: Path) -> None:
         ("kenansville", {"eps": 0.1, "options": {"foo": 1}}, "unknown key of kenansville 'foo'"),
     ],
 )
-def test_mistakes_are_said(victim: Victim, clips: Clips, name: str, keys: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_mistakes_are_said(victim: Victim, clips: Clips, name: str, keys: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         earshot.attack(victim, clips.select([0]), name, **keys)  # type: ignore[arg-type]
 
 

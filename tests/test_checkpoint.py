@@ -21,12 +21,12 @@ def victim(**changes: object):
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    own = victim(front_end_options={"normalize": "dataset"}).eval()
-    own.stages[-1].fit(torch.randn(4, 40, 101) * 3 + 1)
-    checkpoint.save(tmp_path / "a.pt", own, {"epochs": 3})
+    saved = victim(front_end_options={"normalize": "dataset"}).eval()
+    saved.stages[-1].fit(torch.randn(4, 40, 101) * 3 + 1)
+    checkpoint.save(tmp_path / "a.pt", saved, {"epochs": 3})
     back, facts = checkpoint.load(tmp_path / "a.pt")
     x = torch.randn(2, 16000) * 0.1
-    assert torch.equal(back(x), own(x))
+    assert torch.equal(back(x), saved(x))
     assert facts == {"epochs": 3}
     assert back.classes == ("a", "b", "c")
     assert not back.training
@@ -59,8 +59,8 @@ def test_pickled_code_is_never_executed(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_weights_of_another_front_end_are_refused(tmp_path: Path) -> None:
-    own = victim(model="cnn", front_end_options={"n_mels": 96})
-    checkpoint.save(tmp_path / "a.pt", own, {})
+    saved = victim(model="cnn", front_end_options={"n_mels": 96})
+    checkpoint.save(tmp_path / "a.pt", saved, {})
     content = checkpoint.read(tmp_path / "a.pt")
     content["recipe"]["front_end_options"] = {"n_mels": 64}
     checkpoint.write(tmp_path / "a.pt", content)
@@ -69,12 +69,12 @@ def test_weights_of_another_front_end_are_refused(tmp_path: Path) -> None:
 
 
 def test_data_of_another_kind_is_refused() -> None:
-    own = victim()
+    built = victim()
     with pytest.raises(ValueError, match="another clip length"):
-        checkpoint.check_fits(own, Path("a.pt"), sample_rate=16000, n_samples=8000)
+        checkpoint.check_fits(built, Path("a.pt"), sample_rate=16000, n_samples=8000)
     with pytest.raises(ValueError, match="another sample rate"):
-        checkpoint.check_fits(own, Path("a.pt"), sample_rate=8000, n_samples=16000)
-    checkpoint.check_fits(own, Path("a.pt"), sample_rate=16000, n_samples=16000)
+        checkpoint.check_fits(built, Path("a.pt"), sample_rate=8000, n_samples=16000)
+    checkpoint.check_fits(built, Path("a.pt"), sample_rate=16000, n_samples=16000)
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

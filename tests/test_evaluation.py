@@ -88,24 +88,26 @@ def padded(clips: Clips, length: int = 10000) -> Clips:
     ("stage", "eps"), [("waveform", "0.003"), ("waveform", "20 dB"), ("magnitude", "15 dB"), ("log_mel", "2")]
 )
 def test_rows_do_not_depend_on_the_batch(victim: Victim, clips: Clips, tmp_path: Path, stage: str, eps: str) -> None:
-    whole, single = (
+    batched, single = (
         [o.row for o in outcomes(victim, clips, tmp_path, "pgd", eps, stage=stage, batch_size=size)] for size in (16, 1)
     )
-    assert set(whole[0]) == set(ATTACK_FIELDS) - {"model", "checkpoint", "judge", "wav"}
-    for one, other in zip(whole, single, strict=True):
-        for column in set(one) - {"seconds"}:
-            if isinstance(one[column], float):
-                assert one[column] == pytest.approx(other[column], rel=0.02, abs=1e-6, nan_ok=True), column
+    assert set(batched[0]) == set(ATTACK_FIELDS) - {"model", "checkpoint", "judge", "wav"}
+    for row_of_batch, row_of_single in zip(batched, single, strict=True):
+        for column in set(row_of_batch) - {"seconds"}:
+            if isinstance(row_of_batch[column], float):
+                assert row_of_batch[column] == pytest.approx(row_of_single[column], rel=0.02, abs=1e-6, nan_ok=True), (
+                    column
+                )
             else:
-                assert one[column] == other[column], column
+                assert row_of_batch[column] == row_of_single[column], column
 
 
 def test_what_the_columns_say(victim: Victim, clips: Clips, tmp_path: Path) -> None:
-    found = outcomes(victim, clips, tmp_path, "pgd", "0.005")
-    rows = [o.row for o in found]
+    crafted = outcomes(victim, clips, tmp_path, "pgd", "0.005")
+    rows = [o.row for o in crafted]
     assert any(row["success_stage"] for row in rows)
     assert all(row["feasible"] for row in rows)
-    for outcome, row in zip(found, rows, strict=True):
+    for outcome, row in zip(crafted, rows, strict=True):
         delta = outcome.x_adv - outcome.x
         assert row["linf"] <= 0.005 * 1.0001
         assert np.abs(delta).max() <= 0.005 + 1 / 65536 + 1e-7
@@ -150,8 +152,8 @@ def test_silence_stays_exactly_silent(victim: Victim, clips: Clips, tmp_path: Pa
 
 def test_without_a_mask_the_padding_is_used(victim: Victim, clips: Clips, tmp_path: Path) -> None:
     short = padded(clips.select(range(3)))
-    found = outcomes(victim, short, tmp_path, "random_signs", "10 dB", mask="none", targeted=True)
-    assert all(o.x_adv[10000:].any() for o in found)
+    crafted = outcomes(victim, short, tmp_path, "random_signs", "10 dB", mask="none", targeted=True)
+    assert all(o.x_adv[10000:].any() for o in crafted)
 
 
 def test_minimum_norm_attack_and_its_curve(victim: Victim, clips: Clips, tmp_path: Path) -> None:
@@ -265,12 +267,12 @@ def test_attack_section_refuses_what_cannot_work() -> None:
 
 def test_streams_of_an_evaluation_are_seeded(victim: Victim, clips: Clips, tmp_path: Path) -> None:
     few = clips.select(range(4))
-    one, same, other = (
+    first, same, other = (
         [o.x_adv for o in outcomes(victim, few, tmp_path, "random_signs", "0.01", seed=seed, targeted=True)]
         for seed in (0, 0, 1)
     )
-    assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
-    assert not any(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(first, same, strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 def test_a_threat_uses_the_mask_of_its_stage(victim: Victim, clips: Clips) -> None:

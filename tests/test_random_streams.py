@@ -15,20 +15,20 @@ IDS = [f"clip{i}" for i in range(6)]
 @given(st.permutations(range(6)), st.integers(1, 6), st.integers(1, 50))
 def test_independent_of_batch_and_order(order: list[int], count: int, length: int) -> None:
     chosen = order[:count]
-    whole, part = RandomStreams(3, IDS, "test"), RandomStreams(3, [IDS[i] for i in chosen], "test")
+    streams, streams_of_chosen = RandomStreams(3, IDS, "test"), RandomStreams(3, [IDS[i] for i in chosen], "test")
     for draw in ("uniform", "normal", "signs"):
-        every = getattr(whole, draw)(torch.empty(6, length))
-        some = getattr(part, draw)(torch.empty(count, length))
-        assert torch.equal(every[chosen], some)
+        draws = getattr(streams, draw)(torch.empty(6, length))
+        draws_of_chosen = getattr(streams_of_chosen, draw)(torch.empty(count, length))
+        assert torch.equal(draws[chosen], draws_of_chosen)
 
 
 def test_select_goes_on_where_the_stream_stands() -> None:
-    one, other = RandomStreams(0, IDS, "test"), RandomStreams(0, IDS, "test")
-    one.uniform(torch.empty(6, 4)), other.uniform(torch.empty(6, 4))
-    later = one.uniform(torch.empty(6, 4))
-    assert torch.equal(other.select(torch.tensor([4, 1])).uniform(torch.empty(2, 4)), later[[4, 1]])
+    streams, same = RandomStreams(0, IDS, "test"), RandomStreams(0, IDS, "test")
+    streams.uniform(torch.empty(6, 4)), same.uniform(torch.empty(6, 4))
+    later = streams.uniform(torch.empty(6, 4))
+    assert torch.equal(same.select(torch.tensor([4, 1])).uniform(torch.empty(2, 4)), later[[4, 1]])
     keep = torch.tensor([True, False, False, True, False, False])
-    assert len(other.select(keep)) == 2
+    assert len(same.select(keep)) == 2
 
 
 def test_seed_id_and_purpose_all_matter() -> None:

@@ -24,14 +24,14 @@ def test_rows_resume_after_a_kill(tmp_path: Path) -> None:
     first.write({"id": "a", "eps": 0.1, "ok": True})
     first.write({"id": "b", "eps": 0.1, "ok": False})
     first.close()
-    whole = (tmp_path / "rows.csv").read_text()
-    (tmp_path / "rows.csv").write_text(whole[:-3])  # killed inside the last row
+    text = (tmp_path / "rows.csv").read_text()
+    (tmp_path / "rows.csv").write_text(text[:-3])  # killed inside the last row
     second = rows(tmp_path, seed=0)
     assert ("a", 0.1) in second
     assert ("b", 0.1) not in second
     second.write({"id": "b", "eps": 0.1, "ok": False})
     second.close()
-    assert (tmp_path / "rows.csv").read_text() == whole
+    assert (tmp_path / "rows.csv").read_text() == text
 
 
 def test_rows_of_other_settings_are_kept_aside(tmp_path: Path) -> None:
@@ -54,14 +54,14 @@ def test_parts_of_several_processes_become_one_file(tmp_path: Path) -> None:
     single.close()
     rows(tmp_path).close()
     for part in (0, 1):
-        own = results.RowFile(tmp_path / "rows.csv", FIELDS, ("id", "eps"), {}, part=part)
+        part_of_rows = results.RowFile(tmp_path / "rows.csv", FIELDS, ("id", "eps"), {}, part=part)
         for name, eps in keys[part::2]:
-            own.write({"id": name, "eps": eps, "ok": True})
-        own.close()
-    whole = rows(tmp_path)
-    assert all(key in whole for key in keys)
-    whole.sort(keys)
-    whole.close()
+            part_of_rows.write({"id": name, "eps": eps, "ok": True})
+        part_of_rows.close()
+    merged = rows(tmp_path)
+    assert all(key in merged for key in keys)
+    merged.sort(keys)
+    merged.close()
     assert (tmp_path / "rows.csv").read_text() == (tmp_path / "single" / "rows.csv").read_text()
     assert not list(tmp_path.glob("*.part*"))
 

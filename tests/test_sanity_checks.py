@@ -51,8 +51,8 @@ def setup(*stages: Stage, scale: float = 1.0) -> tuple[Chain, Tensor, Tensor]:
     return chain, x, chain(x).argmax(1)
 
 
-def signs(found: list[sanity_checks.Indicator]) -> set[str]:
-    return {i.name for i in found if i.failed}
+def signs(indicators: list[sanity_checks.Indicator]) -> set[str]:
+    return {i.name for i in indicators if i.failed}
 
 
 PGD = partial(ATTACKS["pgd"], steps=40)
@@ -60,42 +60,44 @@ PGD = partial(ATTACKS["pgd"], steps=40)
 
 def test_a_sound_evaluation_shows_no_sign() -> None:
     chain, x, y = setup()
-    found = sanity_checks.check(PGD, chain, chain, x, y, THREAT, streams=streams)
-    assert not signs(found), sanity_checks.sanity_verdict(found)
-    assert len(found) >= 9
-    assert sanity_checks.sanity_verdict(found).startswith("no sign of failure")
+    indicators = sanity_checks.check(PGD, chain, chain, x, y, THREAT, streams=streams)
+    assert not signs(indicators), sanity_checks.sanity_verdict(indicators)
+    assert len(indicators) >= 9
+    assert sanity_checks.sanity_verdict(indicators).startswith("no sign of failure")
 
 
 def test_quantiser_without_bpda() -> None:
     defense = DEFENSES["quantize"](sample_rate=16000, step=4096)
     chain, x, y = setup(defense)
     plain, _, _ = setup()
-    found = sanity_checks.check(PGD, chain, chain, x, y, THREAT, streams=streams, is_adaptive=False, undefended=plain)
-    assert {"not_adaptive", "zero_gradient"} <= signs(found)
-    assert "BPDA" in sanity_checks.sanity_verdict(found)
-    found = sanity_checks.check(PGD, chain, adaptive(chain), x, y, THREAT, streams=streams, undefended=plain)
-    assert not {"not_adaptive", "zero_gradient"} & signs(found)
+    indicators = sanity_checks.check(
+        PGD, chain, chain, x, y, THREAT, streams=streams, is_adaptive=False, undefended=plain
+    )
+    assert {"not_adaptive", "zero_gradient"} <= signs(indicators)
+    assert "BPDA" in sanity_checks.sanity_verdict(indicators)
+    indicators = sanity_checks.check(PGD, chain, adaptive(chain), x, y, THREAT, streams=streams, undefended=plain)
+    assert not {"not_adaptive", "zero_gradient"} & signs(indicators)
 
 
 def test_detached_front_end() -> None:
     chain, x, y = setup(Detached("detached"))
-    found = sanity_checks.check(PGD, chain, chain, x, y, THREAT, streams=streams)
-    assert "zero_gradient" in signs(found)
-    assert "no gradient arrives" in sanity_checks.sanity_verdict(found)
+    indicators = sanity_checks.check(PGD, chain, chain, x, y, THREAT, streams=streams)
+    assert "zero_gradient" in signs(indicators)
+    assert "no gradient arrives" in sanity_checks.sanity_verdict(indicators)
 
 
 def test_three_tiny_steps() -> None:
     chain, x, y = setup()
     weak = partial(ATTACKS["pgd"], steps=3, step=0.03, random_start=False)
-    found = sanity_checks.check(weak, chain, chain, x, y, THREAT, streams=streams)
-    assert {"reach", "incomplete"} <= signs(found)
+    indicators = sanity_checks.check(weak, chain, chain, x, y, THREAT, streams=streams)
+    assert {"reach", "incomplete"} <= signs(indicators)
 
 
 def test_saturated_softmax() -> None:
     chain, x, y = setup(scale=1e4)
-    found = sanity_checks.check(PGD, chain, chain, x, y, THREAT, streams=streams)
-    assert "zero_gradient" in signs(found)
-    assert "saturated softmax" in sanity_checks.sanity_verdict(found)
+    indicators = sanity_checks.check(PGD, chain, chain, x, y, THREAT, streams=streams)
+    assert "zero_gradient" in signs(indicators)
+    assert "saturated softmax" in sanity_checks.sanity_verdict(indicators)
 
 
 def test_black_box_better_than_a_useless_attack() -> None:
@@ -104,8 +106,8 @@ def test_black_box_better_than_a_useless_attack() -> None:
     def lazy(model, x, y, threat, *, rng, targeted):
         return x.clone()
 
-    found = sanity_checks.check(lazy, chain, chain, x, y, ThreatModel("linf", 0.1, (-1.0, 1.0)), streams=streams)
-    assert {"black_box_is_better", "unbounded_accuracy"} <= signs(found)
+    indicators = sanity_checks.check(lazy, chain, chain, x, y, ThreatModel("linf", 0.1, (-1.0, 1.0)), streams=streams)
+    assert {"black_box_is_better", "unbounded_accuracy"} <= signs(indicators)
 
 
 def test_returning_the_last_iterate_is_a_silent_success() -> None:
@@ -115,8 +117,10 @@ def test_returning_the_last_iterate_is_a_silent_success() -> None:
         model(PGD(lambda z: chain(z), x, y, threat, rng=rng, targeted=targeted))
         return x.clone()
 
-    found = sanity_checks.check(forgetful, chain, chain, x, y, ThreatModel("linf", 0.1, (-1.0, 1.0)), streams=streams)
-    assert "silent_success" in signs(found)
+    indicators = sanity_checks.check(
+        forgetful, chain, chain, x, y, ThreatModel("linf", 0.1, (-1.0, 1.0)), streams=streams
+    )
+    assert "silent_success" in signs(indicators)
 
 
 def test_larger_eps_less_successful() -> None:
@@ -126,8 +130,10 @@ def test_larger_eps_less_successful() -> None:
         small = ThreatModel("linf", 0.1 if float(threat.budgets(x)[0]) < 0.15 else 1e-6, (-1.0, 1.0))
         return PGD(model, x, y, small, rng=rng, targeted=targeted)
 
-    found = sanity_checks.check(shrinking, chain, chain, x, y, ThreatModel("linf", 0.1, (-1.0, 1.0)), streams=streams)
-    assert "eps_not_monotone" in signs(found)
+    indicators = sanity_checks.check(
+        shrinking, chain, chain, x, y, ThreatModel("linf", 0.1, (-1.0, 1.0)), streams=streams
+    )
+    assert "eps_not_monotone" in signs(indicators)
     assert sanity_checks.not_monotone({0.1: 0.5, 0.2: 0.7}).failed
     assert not sanity_checks.not_monotone({0.2: 0.3, 0.1: 0.5}).failed
 
@@ -139,8 +145,8 @@ def test_another_start_gives_another_answer() -> None:
         lucky = rng.uniform(x[:, :1]).flatten() < 0.5
         return torch.where(lucky[:, None], PGD(model, x, y, threat, rng=rng, targeted=targeted), x)
 
-    found = sanity_checks.check(dice, chain, chain, x, y, ThreatModel("linf", 0.1, (-1.0, 1.0)), streams=streams)
-    assert "start_matters" in signs(found)
+    indicators = sanity_checks.check(dice, chain, chain, x, y, ThreatModel("linf", 0.1, (-1.0, 1.0)), streams=streams)
+    assert "start_matters" in signs(indicators)
 
 
 def test_success_lost_on_the_wav() -> None:
@@ -153,12 +159,12 @@ def test_success_lost_on_the_wav() -> None:
 def test_loss_on_the_wav_alone_is_no_reason_to_distrust() -> None:
     lost = sanity_checks.lost_on_wav([{"correct": 1, "success_stage": 1, "success_wav": 0}])
     sound, lossy = sanity_checks.not_monotone({0.1: 0.5, 0.2: 0.3}), "; 100 % of the successes are lost on the wav"
-    said = sanity_checks.sanity_verdict([lost, sound])
-    assert said.startswith("no sign of failure in 1 checks")
-    assert lossy in said
-    said = sanity_checks.sanity_verdict([lost, sanity_checks.not_monotone({0.1: 0.5, 0.2: 0.7})])
-    assert said.startswith("DO NOT TRUST these numbers, 1 sign(s)")
-    assert lossy in said
+    verdict = sanity_checks.sanity_verdict([lost, sound])
+    assert verdict.startswith("no sign of failure in 1 checks")
+    assert lossy in verdict
+    verdict = sanity_checks.sanity_verdict([lost, sanity_checks.not_monotone({0.1: 0.5, 0.2: 0.7})])
+    assert verdict.startswith("DO NOT TRUST these numbers, 1 sign(s)")
+    assert lossy in verdict
 
 
 @pytest.mark.parametrize("draws", [1])

@@ -43,10 +43,10 @@ def test_evaluate(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_attack_writes_rows_tables_figures_and_wavs(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(workspace, monkeypatch, "attack.py") == 0
     results = workspace / "data/results/attack"
-    found = rows(results / "rows.csv")
-    assert {row["attack"] for row in found} >= {"fgsm", "pgd", "random_signs"}
-    assert {row["eps"] for row in found} == {"0.001", "20 dB"}
-    for row in found:
+    attack_rows = rows(results / "rows.csv")
+    assert {row["attack"] for row in attack_rows} >= {"fgsm", "pgd", "random_signs"}
+    assert {row["eps"] for row in attack_rows} == {"0.001", "20 dB"}
+    for row in attack_rows:
         assert row["feasible"] == "1"
         if row["eps"] == "0.001":
             assert float(row["linf"]) <= 0.001 * 1.0001
@@ -68,21 +68,21 @@ def test_attack_at_mel_goes_back_to_audio(workspace: Path, monkeypatch: pytest.M
     ]
     args = [part for override in overrides for part in ("--set", override)]
     assert call(workspace, monkeypatch, "attack.py", *args) == 0
-    found = rows(workspace / "mel/attack/rows.csv")
-    assert all(np.isfinite(float(row["snr"])) for row in found if row["correct"] == "1")
-    assert {"success_stage", "success_audio", "success_wav"} <= set(found[0])
+    attack_rows = rows(workspace / "mel/attack/rows.csv")
+    assert all(np.isfinite(float(row["snr"])) for row in attack_rows if row["correct"] == "1")
+    assert {"success_stage", "success_audio", "success_wav"} <= set(attack_rows[0])
 
 
 def test_attack_resumes_to_the_same_rows(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = ["--set", "RESULTS.results_dir=again", "--set", "ATTACK.eps=0.001"]
     assert call(workspace, monkeypatch, "attack.py", *args) == 0
     path = workspace / "again/attack/rows.csv"
-    whole = rows(path)
+    uninterrupted = rows(path)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[: len(lines) // 2]) + "cut sho")
     assert call(workspace, monkeypatch, "attack.py", *args) == 0
     timeless = lambda table: sorted(str({k: v for k, v in row.items() if k != "seconds"}) for row in table)  # noqa: E731
-    assert timeless(rows(path)) == timeless(whole)
+    assert timeless(rows(path)) == timeless(uninterrupted)
     manifest = json.loads((path.parent / "manifest.json").read_text())
     check = "src.evaluation.sanity_checks.check"
     monkeypatch.setattr(check, lambda *args, **kwargs: pytest.fail("the same search again"))
@@ -97,9 +97,9 @@ def test_attack_resumes_to_the_same_rows(workspace: Path, monkeypatch: pytest.Mo
 def test_certify(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(workspace, monkeypatch, "certify.py", "--set", "DATA.n_test=3") == 0
     (path,) = (workspace / "data/results/certify").rglob("*rows*.csv")
-    found = rows(path)
-    assert len(found) == 3
-    for row in found:
+    certified_rows = rows(path)
+    assert len(certified_rows) == 3
+    for row in certified_rows:
         assert float(row["radius"]) <= 0.01 * 4
         assert row["predict"] != "-1" or row["correct"] == "0"
     assert list((workspace / "data/results/certify").rglob("*.md"))
@@ -143,20 +143,20 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("script", "args", "said"), MISTAKES, ids=[" ".join([m[0], *m[1]]) for m in MISTAKES])
+@pytest.mark.parametrize(("script", "args", "message"), MISTAKES, ids=[" ".join([m[0], *m[1]]) for m in MISTAKES])
 def test_mistakes(
     workspace: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     script: str,
     args: list[str],
-    said: str,
+    message: str,
 ) -> None:
     files = sorted(str(path) for path in workspace.rglob("*"))
     assert call(workspace, monkeypatch, script, *args) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
-    assert said in error
+    assert message in error
     assert sorted(str(path) for path in workspace.rglob("*")) == files, "a refused run leaves nothing behind"
 
 

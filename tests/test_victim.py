@@ -34,36 +34,36 @@ def victim(model: str, front_end: str, options: dict[str, object]) -> Victim:
 
 @pytest.mark.parametrize(("model", "front_end", "options"), CASES)
 def test_every_cut_gives_the_whole(clips, model: str, front_end: str, options: dict[str, object]) -> None:
-    own = victim(model, front_end, options)
+    full = victim(model, front_end, options)
     x = clips.waveforms(slice(2))
-    logits = own(x)
-    for name in own.representations:
-        head, tail = own.split(name)
+    logits = full(x)
+    for name in full.representations:
+        head, tail = full.split(name)
         torch.testing.assert_close(tail(head(x)), logits)
-        low, high = own.bounds(name)
+        low, high = full.bounds(name)
         assert (head(x) >= low).all()
         assert (head(x) <= high).all()
 
 
 @pytest.mark.parametrize(("model", "front_end", "options"), CASES)
 def test_frozen_computes_the_same(clips, model: str, front_end: str, options: dict[str, object]) -> None:
-    own = victim(model, front_end, options)
+    full = victim(model, front_end, options)
     with torch.no_grad():  # statistics and weights as after some training, not the fresh ones that hide mistakes
-        for module in own.modules():
+        for module in full.modules():
             if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 2)
-    frozen = own.frozen()
+    frozen = full.frozen()
     # Noise, because in near silence a max-pool decides between values that differ by rounding alone.
     noise = torch.randn(4, clips.n_samples, generator=torch.Generator().manual_seed(0))
     x = (clips.waveforms(slice(4)) + 0.3 * noise).requires_grad_()
-    logits, fast = own(x), frozen(x)
+    logits, fast = full(x), frozen(x)
     scale = logits.detach().abs().max()
     assert (logits - fast).abs().max() <= 1e-5 * max(1.0, float(scale))
     gradient, fast_gradient = (torch.autograd.grad(z.square().sum(), x)[0] for z in (logits, fast))
     assert (gradient - fast_gradient).norm() <= 1e-4 * gradient.norm()
     assert not any(p.requires_grad for p in frozen.parameters())
-    assert all(p.requires_grad for p in own.classifier.parameters())
+    assert all(p.requires_grad for p in full.classifier.parameters())
 
 
 def test_unknown_representation_lists_choices() -> None:
@@ -72,10 +72,10 @@ def test_unknown_representation_lists_choices() -> None:
 
 
 def test_lipschitz_of_the_head() -> None:
-    own = victim("bc_resnet", "log_mel", {})
-    assert own.lipschitz("waveform") == 1.0
-    assert own.lipschitz("magnitude") > 1
-    assert own.lipschitz("mel") is None  # a power spectrum has no global constant
+    full = victim("bc_resnet", "log_mel", {})
+    assert full.lipschitz("waveform") == 1.0
+    assert full.lipschitz("magnitude") > 1
+    assert full.lipschitz("mel") is None  # a power spectrum has no global constant
 
 
 def built() -> Victim:
@@ -154,7 +154,7 @@ def test_what_no_recipe_can_rebuild_is_not_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "at", "said"),
+    ("name", "at", "message"),
     [
         ("quantize", "log_mel", "needs a waveform; 'log_mel' has 40 x 51 values"),
         (
@@ -165,7 +165,7 @@ def test_what_no_recipe_can_rebuild_is_not_saved(tmp_path: Path) -> None:
         ("median", "meld", "no defense can stand at 'meld'"),
     ],
 )
-def test_a_defense_that_cannot_stand_there_is_refused(name: str, at: str, said: str) -> None:
+def test_a_defense_that_cannot_stand_there_is_refused(name: str, at: str, message: str) -> None:
     victim = checkpoint.defend(built(), [{"name": "quantize"}])
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         checkpoint.defend(victim, [{"name": name, "at": at}])

@@ -181,11 +181,11 @@ def test_a_second_judge_costs_no_gradients(workspace: Path, monkeypatch: pytest.
     assert (folder / "rows.csv").read_text() == first
     judged = rows(folder / "judged.csv")
     assert {row["judge"] for row in judged} == {"resnet", "resnet+quantize"}
-    own = {(row["attack"], row["id"]): row for row in rows(folder / "rows.csv")}
+    rows_of_run = {(row["attack"], row["id"]): row for row in rows(folder / "rows.csv")}
     for row in judged:
         if row["judge"] == "resnet":
-            assert row["prediction_wav"] == own[row["attack"], row["id"]]["prediction_wav"]
-            assert row["success_wav"] == own[row["attack"], row["id"]]["success_wav"]
+            assert row["prediction_wav"] == rows_of_run[row["attack"], row["id"]]["prediction_wav"]
+            assert row["success_wav"] == rows_of_run[row["attack"], row["id"]]["success_wav"]
     table = rows(folder / "judged.summary.csv")
     assert len(table) == 4
 
@@ -214,13 +214,13 @@ def test_what_was_crafted_before_an_interruption_is_kept(workspace: Path, monkey
 def test_the_rows_name_the_judge_and_the_wav(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(workspace, monkeypatch, "named", "ATTACK.wavs=1") == 0
     folder = workspace / "named/attack"
-    found = rows(folder / "rows.csv")
-    assert {row["judge"] for row in found} == {"resnet"}
-    wavs = [row["wav"] for row in found if row["wav"]]
+    table = rows(folder / "rows.csv")
+    assert {row["judge"] for row in table} == {"resnet"}
+    wavs = [row["wav"] for row in table if row["wav"]]
     assert len(wavs) == 2, "one clip, two attacks"
     from src.output import results
 
-    for row in found:
+    for row in table:
         if row["wav"]:
             x_adv = results.read_wav(folder / row["wav"])
             (store,) = (folder / "crafted/resnet").glob(f"{row['attack']}_*")

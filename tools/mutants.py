@@ -77,7 +77,7 @@ def places(path: Path) -> dict[Place, list[tuple[str, int]]]:
 
     skip = unnoticeable(path.read_text())
     tree = get_ast_from_path(path)
-    found: dict[Place, list[tuple[str, int]]] = defaultdict(list)
+    mutations: dict[Place, list[tuple[str, int]]] = defaultdict(list)
 
     def walk(node: object) -> list[object]:
         return [node, *(n for child in getattr(node, "children", ()) for n in walk(child))]
@@ -90,9 +90,9 @@ def places(path: Path) -> dict[Place, list[tuple[str, int]]]:
         for node in nodes:
             for start, _ in operator.mutation_positions(node):
                 if not any(first <= start <= last for first, last in skip):
-                    found[str(path.relative_to(ROOT)), *start].append((name, occurrence))
+                    mutations[str(path.relative_to(ROOT)), *start].append((name, occurrence))
                 occurrence += 1
-    return found
+    return mutations
 
 
 class Recorder:
