@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -169,3 +170,12 @@ def test_a_defense_that_cannot_stand_there_is_refused(name: str, at: str, messag
     victim = checkpoint.defend(built(), [{"name": "quantize"}])
     with pytest.raises(ValueError, match=re.escape(message)):
         checkpoint.defend(victim, [{"name": name, "at": at}])
+
+
+def test_legal_values_of_every_representation() -> None:
+    victim = built()
+    assert victim.bounds("waveform") == (-1.0, 1.0)
+    assert victim.bounds("magnitude") == (0.0, math.inf)
+    defended = checkpoint.defend(victim, [{"name": "median"}, {"name": "median", "at": "log_mel"}])
+    assert defended.bounds("median") == (-1.0, 1.0)
+    assert defended.bounds("median_2") == (-math.inf, math.inf), "a feature has no bounds behind a defense"
