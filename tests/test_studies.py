@@ -79,7 +79,12 @@ def test_strength_benchmark_judges_both(clips: Clips, victim: Victim) -> None:
     assert {row["unit"] for row in rows} == {"robust accuracy", "s"}
 
 
-def test_minimum_norm_and_certify_benchmarks_measure_something(clips: Clips, victim: Victim) -> None:
+def test_minimum_norm_and_certify_benchmarks_measure_something(
+    clips: Clips, victim: Victim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_certify, "N0", 16)
+    monkeypatch.setattr(bench_certify, "N", 48)
+    monkeypatch.setattr(bench_certify, "tune", lambda model, rows: 16)
     x = clips.waveforms(slice(2))
     assert all(ratio > 0 for ratio in ratios(bench_certify.run(victim, x[0], 1)))
     assert callable(bench_minimum_norm.run), "its 200 passes of eight attacks are too slow for a test of its own"
