@@ -613,3 +613,15 @@ def test_the_speech_spectrum_is_the_smoothed_mean_power() -> None:
     short = torch.randn(2, 100, generator=torch.Generator().manual_seed(1))
     plain = (np.abs(np.fft.rfft(short.numpy())) ** 2).mean(0)
     np.testing.assert_allclose(noise.speech(short).numpy() ** 2, plain, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("k", "n"), [(-1, 5), (6, 5), (0, 0)])
+def test_impossible_counts_are_refused(k: int, n: int) -> None:
+    with pytest.raises(ValueError, match="0 <= k <= n"):
+        lower_bound(k, n, 0.001)
+
+
+@pytest.mark.parametrize("keys", [{"alpha": 0.0}, {"alpha": -0.1}, {"alpha": 0.5}, {"n": 0}, {"n0": 0}])
+def test_smoothing_settings_out_of_range_are_refused(keys: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="need sigma > 0"):
+        Smooth(lambda z: z, 0.1, **keys)  # type: ignore[arg-type]

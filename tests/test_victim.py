@@ -11,6 +11,7 @@ import torch
 
 from src.registry import DEFENSES
 from src.victims import checkpoint
+from src.victims.frozen_convolution import FrozenConv2d
 from src.victims.victim import Victim
 
 CASES = [
@@ -179,3 +180,15 @@ def test_legal_values_of_every_representation() -> None:
     defended = checkpoint.defend(victim, [{"name": "median"}, {"name": "median", "at": "log_mel"}])
     assert defended.bounds("median") == (-1.0, 1.0)
     assert defended.bounds("median_2") == (-math.inf, math.inf), "a feature has no bounds behind a defense"
+
+
+def test_a_frozen_copy_wants_no_gradients_and_keeps_depthwise_layers() -> None:
+    frozen = built().frozen()
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+    def kinds(model: str) -> set[type]:
+        copy = victim(model, "log_mel", {}).frozen()
+        return {type(module) for module in copy.classifier.modules()}
+
+    assert FrozenConv2d in kinds("resnet"), "dense convolutions are replaced"
+    assert FrozenConv2d not in kinds("bc_resnet"), "a depthwise one would lose more than the dense ones gain"
