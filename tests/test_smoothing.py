@@ -602,6 +602,11 @@ def test_a_spectrum_spans_40_db_and_is_told_by_octaves() -> None:
     around = ShapedNoise(edges, n)
     assert around.bands(rate)["1000 Hz"] == pytest.approx(2 * around.bands(rate)["500 Hz"], rel=1e-4)
     assert around.bands(rate)["2000 Hz"] == pytest.approx(around.bands(rate)["500 Hz"])
+    for hertz in (800, 1300):  # below and above the middle of the octave
+        weak = torch.ones(n // 2 + 1)
+        weak[hertz] = 0.5
+        dipped = ShapedNoise(weak, n).bands(rate)
+        assert dipped["1000 Hz"] == pytest.approx(0.5 * dipped["2000 Hz"], rel=1e-4)
 
 
 def test_the_speech_spectrum_is_the_smoothed_mean_power() -> None:
