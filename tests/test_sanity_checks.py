@@ -173,3 +173,21 @@ def test_randomised_stage_attacked_without_eot(draws: int) -> None:
     assert sanity_checks.unhandled(chain, is_adaptive=False).failed
     assert not sanity_checks.unhandled(chain, is_adaptive=True).failed
     assert "noise_at_snr" in sanity_checks.unhandled(chain, is_adaptive=False).says
+
+
+@pytest.mark.parametrize(
+    ("path", "share"),
+    [
+        (range(21), 0.5),  # the last ten calls made 10 of 20
+        ([0, *[1] * 20], 0.0),
+        ([*[0] * 10, 1, 1], 1.0),  # the last ten calls made all of it
+        (range(10), 1.0),  # no longer than the calls that must show nothing
+        ([3], 0.0),  # nothing to compare
+        ([3, 2, 1], 0.0),  # never rose
+    ],
+)
+def test_incomplete_is_the_share_of_the_rise_that_the_last_calls_made(path: list[int], share: float) -> None:
+    fooled_at_once = list(range(21))
+    indicator = sanity_checks.incomplete([list(path), fooled_at_once], torch.tensor([False, True]))
+    assert indicator.value == pytest.approx(share)
+    assert indicator.failed is (share > 0)

@@ -73,6 +73,9 @@ def test_attack_stops_at_the_margin(shape: str) -> None:
     assert row["flipped_at"] == pytest.approx(1.2 * margin)
     assert row["contradicts"] is False
     assert attack_smoothed(white_or_shaped, FREE, x, 1, "clip", SIGMA, certificate, radii) == row
+    # Legal values of the stage bind white noise only: under shaped noise the attacked variable is unfiltered.
+    bound = attack_smoothed(white_or_shaped, (-1e-3, 1e-3), x, 1, "clip", SIGMA, certificate, radii)
+    assert (bound == row) is (shape == "falling")
     # The same certificate with a radius beyond the margin is wrong, and is caught.
     wrong = Certificate(1, 1.3 * margin, 10)
     assert attack_smoothed(white_or_shaped, FREE, x, 1, "clip", SIGMA, wrong, [])["contradicts"] is True
@@ -234,3 +237,17 @@ def test_certificates_are_computed_without_autograd() -> None:
     Certifier(lambda x: x, model, CertifySettings(n0=16, n=16, batch_size=16), 16000)(torch.ones(8), "clip", 0.1)  # type: ignore[arg-type]
     assert modes
     assert all(modes)
+
+
+@pytest.mark.parametrize(("amplitude", "radius"), [(0.9, -20 * math.log10(0.9)), (1.0, 0.0), (1.5, 0.0)])
+def test_a_gain_certificate_ends_where_the_clip_would_clip(amplitude: float, radius: float) -> None:
+    def constant(z: Tensor) -> Tensor:
+        return torch.tensor([0.0, 1.0]).expand(len(z), 2)
+
+    settings = CertifySettings(kind="gain", n0=16, n=500, batch_size=128)
+    loud = amplitude * torch.sin(torch.arange(401) * math.pi / 2)
+    certificate = Certifier(lambda x: x, constant, settings, 16000)(loud, "clip", 3.0)  # type: ignore[arg-type]
+    assert certificate.label == 1
+    assert certificate.radius == pytest.approx(radius, abs=1e-5)
+    quiet = Certifier(lambda x: x, constant, settings, 16000)(loud / 100, "clip", 3.0)  # type: ignore[arg-type]
+    assert 1 < quiet.radius < 40  # the noise draws decide here, not the headroom

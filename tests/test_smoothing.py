@@ -620,6 +620,21 @@ def test_the_speech_spectrum_is_the_smoothed_mean_power() -> None:
     np.testing.assert_allclose(noise.speech(short).numpy() ** 2, plain, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("n_samples", "smoothed"), [(402, False), (404, True)])
+def test_the_speech_spectrum_is_smoothed_from_203_bins(n_samples: int, smoothed: bool) -> None:
+    x = torch.randn(2, n_samples, generator=torch.Generator().manual_seed(1))
+    plain = torch.fft.rfft(x).abs().square().mean(0)
+    assert torch.allclose(noise.speech(x).square(), plain, rtol=1e-4) is not smoothed
+
+
+def test_a_contradiction_names_five_clips_at_most() -> None:
+    rows = [{"id": f"clip{i}", "sigma": 0.5, "radius": 1.0, "contradicts": "1"} for i in range(7)]
+    said, contradicted = summary.certificate_verdict(rows, 0.001)
+    assert contradicted
+    assert "7 of 7" in said
+    assert said.endswith("clip3 (sigma 0.5), clip4 (sigma 0.5)")
+
+
 @pytest.mark.parametrize(("k", "n"), [(-1, 5), (6, 5), (0, 0)])
 def test_impossible_counts_are_refused(k: int, n: int) -> None:
     with pytest.raises(ValueError, match="0 <= k <= n"):

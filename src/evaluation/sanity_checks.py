@@ -119,9 +119,7 @@ def incomplete(paths: Sequence[Sequence[float]], success: Tensor, last: int = 10
         best = torch.tensor(path).cummax(0).values
         total_rise = float(best[-1] - best[0])
         if total_rise > 0:
-            rises.append(
-                float(best[-1] - best[-min(last, len(best) - 1) - 1]) / total_rise if len(best) > last else 1.0
-            )
+            rises.append(float(best[-1] - best[-last - 1]) / total_rise if len(best) > last else 1.0)
     value = sum(rises) / len(rises) if rises else 0.0
     return _above("incomplete", value, 0.05, "the loss was still improving at the end: give the attack more steps")
 
