@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from src.attacks.core import spec_of
+from src.budget import Budget
 from src.datasets import store
 from src.datasets.store import Clips
 from src.evaluation import AttackSettings, Crafter, Judge
@@ -24,7 +25,6 @@ from src.output import results
 from src.registry import ATTACKS, INVERSIONS, keys_of, validated
 from src.smoothing import Certificate, Certifier, CertifySettings
 from src.smoothing.settings import ATTACKING
-from src.threat import Budget
 from src.victims import checkpoint
 from src.victims.stage import WAVEFORM
 from src.victims.victim import Victim

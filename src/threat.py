@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, replace
-from typing import Annotated
 
 import torch
-from pydantic import PlainValidator
 from torch import Tensor
 
 from src.random_streams import RandomStreams
@@ -16,6 +13,10 @@ from src.random_streams import RandomStreams
 NORMS = ("linf", "l2", "l1", "l0")
 TOLERANCE = 1e-4
 """Relative slack of `contains`: float32 sums of thousands of terms do not repeat to the last digit."""
+SNAP_MARGIN = 1e-5
+"""Share of the budget that `snap` leaves unused, so that the norm of its result in float64 is within the budget too."""
+SNAP_STEPS = 4
+"""Scales that `snap` tries."""
 
 
 def column(value: Tensor, like: Tensor) -> Tensor:
@@ -38,55 +39,6 @@ def norm_of(delta: Tensor, norm: str) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """A perturbation budget as the config gives it: in units of the attacked representation, or as an SNR in dB.
-
-    >>> Budget.parse("0.002"), Budget.parse("30 dB")
-    (Budget(value=0.002, is_snr=False), Budget(value=30.0, is_snr=True))
-    """
-
-    value: float
-    is_snr: bool = False
-
-    @classmethod
-    def parse(cls, text: object) -> Budget:
-        if isinstance(text, Budget):
-            return text
-        match = re.fullmatch(r"\s*([-+.\deE]+|inf)\s*(db)?\s*", str(text), re.I)
-        try:
-            value = float(match[1]) if match else math.nan
-        except ValueError:
-            value = math.nan
-        is_snr = bool(match and match[2])
-        if math.isnan(value) or (value < 0 and not is_snr):
-            raise ValueError(f"'{text}' is not a budget: write a number >= 0, or an SNR such as '30 dB'")
-        return cls(value, is_snr)
-
-    def __str__(self) -> str:
-        return f"{self.value:g} dB" if self.is_snr else f"{self.value:g}"
-
-    def eps(self, x: Tensor, norm: str, mask: Tensor | None = None) -> Tensor:
-        """The budget per example of x [batch, ...], [batch]. An SNR is that of the largest legal perturbation: of the
-        l2 norm eps, or (linf) with every unmasked entry at +-eps. It is not defined for l1 and l0.
-
-        Raises:
-            ValueError: an SNR with l1 or l0.
-        """
-        if not self.is_snr:
-            return torch.full((len(x),), self.value, dtype=x.dtype, device=x.device)
-        size = norm_of(x, "l2") * 10 ** (-self.value / 20)
-        if norm == "l2":
-            return size
-        if norm == "linf":
-            allowed = torch.ones_like(x) if mask is None else mask.expand_as(x).to(x.dtype)
-            return size / allowed.flatten(1).sum(1).clamp_min(1).sqrt()
-        raise ValueError(f"an eps in dB needs the norm linf or l2, not {norm}")
-
-
-Eps = Annotated[Budget, PlainValidator(Budget.parse)]
-
-
-@dataclass(frozen=True)
 class ThreatModel:
     """The perturbations that an adversary may apply to an input.
 
@@ -96,12 +48,15 @@ class ThreatModel:
             inf for minimum-norm attacks.
         bounds: lowest and highest legal value of the attacked representation.
         mask: bool [batch or 1, ...], broadcastable to the input; False entries must not change. None: all may change.
+        grid: distance of the legal values, a power of two (1/32768 for 16-bit samples), which the input and the bounds
+            are multiples of; None: every value is legal. Attacks search between the values, and `snap` ends on one.
     """
 
     norm: str = "linf"
     eps: float | Tensor = math.inf
     bounds: tuple[float, float] = (-math.inf, math.inf)
     mask: Tensor | None = None
+    grid: float | None = None
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -181,10 +136,42 @@ class ThreatModel:
             noise = noise / column(norm_of(noise, norm), x).clamp_min(1e-30) * radius * eps
         return self.project(x + noise, x)
 
+    def floored(self) -> ThreatModel:
+        """The threat with its linf budget rounded down to the grid: the smallest ball with the same legal points."""
+        if self.grid is None or self.norm != "linf":
+            return self
+        # The addend forgives that a budget of k steps, written in decimals, may be a little below them.
+        steps = torch.as_tensor(self.eps, dtype=torch.float64) / self.grid + 1e-6
+        eps = steps.floor() * self.grid
+        return replace(self, eps=eps.to(torch.float32) if isinstance(self.eps, Tensor) else float(eps))
+
+    def snap(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """A legal point of the grid near x_adv, which is within the bounds and the mask; x is on the grid. It is in the
+        ball where x_adv is, and otherwise the nearest point. Without a grid x_adv itself. [batch, ...].
+
+        In linf, with a floored budget, rounding cannot leave the box. In l2 and l1 it usually leaves the ball, by the
+        norm of the rounding error: the perturbation is then scaled until its rounded values fit."""
+        if self.grid is None:
+            return x_adv
+        if self.norm in ("linf", "l0") or (isinstance(self.eps, float) and math.isinf(self.eps)):
+            return (x_adv * (1 / self.grid)).round_().mul_(self.grid)
+        delta = (x_adv - x).mul_(1 / self.grid)
+        limit = self.budgets(x) / self.grid
+        size = norm_of(delta, self.norm)
+        limit = torch.where(size <= limit * (1 + TOLERANCE), limit * (1 - SNAP_MARGIN), math.inf)
+        return x + _rounded_within(delta, size, limit, self.norm).mul_(self.grid)
+
     def contains(self, x_adv: Tensor, x: Tensor, tolerance: float = TOLERANCE) -> Tensor:
-        """Whether each x_adv is legal: norm, bounds and mask. [batch] bool."""
+        """Whether each x_adv is legal: norm, bounds and mask, up to the rounding of x_adv, which is that of its values
+        and not of the budget. [batch] bool.
+
+        Args:
+            tolerance: relative slack of the norm.
+        """
         delta = x_adv - x
-        ok = norm_of(delta, self.norm) <= self.budgets(x) * (1 + tolerance) + 1e-7
+        rounding = 2 * torch.finfo(x.dtype).eps * x.abs().maximum(x_adv.abs())
+        size = norm_of(delta if self.norm == "l0" else (delta.abs() - rounding).clamp_min(0), self.norm)
+        ok = size <= self.budgets(x) * (1 + tolerance)
         low, high = self.bounds
         inside = ((x_adv >= low) & (x_adv <= high)) | (delta == 0)
         ok &= inside.flatten(1).all(1)
@@ -193,15 +180,40 @@ class ThreatModel:
         return ok & torch.isfinite(x_adv).flatten(1).all(1)
 
 
+def _rounded_within(delta: Tensor, size: Tensor, limit: Tensor, norm: str) -> Tensor:
+    """Integers near delta [batch, ...] whose norm is at most `limit` [batch]: delta rounded, or scaled and rounded.
+
+    Args:
+        size: the norm of delta, [batch].
+        norm: l2 or l1.
+    """
+    power = 2 if norm == "l2" else 1
+    fits = delta.trunc()  # always within the ball
+    scale, best = torch.ones_like(size), torch.zeros_like(size)
+    for step in range(SNAP_STEPS):
+        rounded = (delta * column(scale, delta)).round_()
+        norms = norm_of(rounded, norm)
+        better = (norms <= limit) & (scale > best)
+        fits = torch.where(column(better, delta), rounded, fits)
+        best = torch.where(better, scale, best)
+        # The rounding error adds the same to |scale * delta|^power whatever the scale, nearly.
+        error = norms**power - (scale * size) ** power
+        wanted = (limit**power - error).clamp_min(0) ** (1 / power) / size.clamp_min(1e-30)
+        scale = torch.where(best == 1, scale, wanted.clamp(max=1) * (1 - 1e-4 * 4**step))
+    return fits
+
+
 def _project_l1(delta: Tensor, eps: Tensor) -> Tensor:
     """Projection onto the l1 ball (Duchi et al. 2008): soft thresholding, with the threshold found by sorting."""
     flat = delta.flatten(1)
     ordered = flat.abs().sort(1, descending=True).values
-    excess = ordered.cumsum(1) - eps[:, None]
-    rank = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=flat.dtype)
+    excess = ordered.cumsum(1, dtype=torch.float64) - eps[:, None]
+    rank = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=torch.float64)
     last = ((ordered * rank > excess).sum(1, keepdim=True) - 1).clamp_min(0)
-    threshold = (excess.gather(1, last) / (last + 1)).clamp_min(0)
+    threshold = (excess.gather(1, last) / (last + 1)).clamp_min(0).to(flat.dtype)
     shrunk = flat.sign() * (flat.abs() - threshold).clamp_min(0)
+    # Far from the ball the difference of two large numbers remains, whose rounding may exceed the ball.
+    shrunk = shrunk * (eps[:, None] / shrunk.abs().sum(1, keepdim=True).clamp_min(1e-30)).clamp(max=1)
     return torch.where((ordered.sum(1) <= eps)[:, None], flat, shrunk).view_as(delta)
 
 

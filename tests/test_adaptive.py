@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from src.attacks.model import confirmed, votes
+from src.evaluation.call_counter import CallCounter
+from src.evaluation.predict import ballots, majority
 from src.losses import fooled
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS
@@ -143,3 +146,89 @@ def test_bpda_keeps_what_the_stage_knows() -> None:
     assert (wrapped.name, wrapped.bounds, wrapped.randomized) == ("noise", (-2.0, 2.0), True)
     assert wrapped.differentiable
     assert torch.equal(wrapped.draw(X, RandomStreams(0, "abcde", "x")), stage.draw(X, RandomStreams(0, "abcde", "x")))
+
+
+class Coin(Stage):
+    """Adds a large value to the first entry in a share of the draws: a model that errs with this probability there."""
+
+    randomized = True
+
+    def __init__(self, share: float):
+        super().__init__("coin")
+        self.share = share
+
+    def draw(self, x: Tensor, rng: RandomStreams) -> Tensor:
+        heads = rng.uniform(x[:, :1]) < self.share
+        return torch.cat([x[:, :1] + 100 * heads, x[:, 1:]], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.draw(x, RandomStreams(0, [str(i) for i in range(len(x))], "forward"))
+
+
+def coin_model(share: float, gap: float = 1.0) -> Chain:
+    """Wrong where the coin shows heads, or the second entry exceeds the gap."""
+    layer = nn.Linear(16, 2, bias=True).requires_grad_(False)
+    layer.weight.zero_()
+    layer.bias.zero_()
+    layer.weight[1, :2] = 1.0
+    layer.bias[1] = -gap
+    return Chain([Coin(share)], layer).eval()
+
+
+IDS = [str(i) for i in range(8)]
+
+
+@pytest.mark.parametrize(("share", "stands"), [(0.0, False), (0.5, False), (0.7, False), (0.99, True)])
+def test_a_success_takes_the_votes_of_fresh_draws(share: float, stands: bool) -> None:
+    x, y = torch.zeros(8, 16), torch.zeros(8, dtype=torch.long)
+    eot = adaptive(coin_model(share), rng=RandomStreams(0, IDS, "eot"), draws=4)
+    assert votes(eot, x).shape == (20, 8, 2)  # type: ignore[union-attr]
+    lucky = torch.ones(8, dtype=torch.bool)
+    assert (confirmed(eot, x, lucky, y, False) == stands).float().mean() >= 7 / 8
+    assert not confirmed(eot, x, ~lucky, y, False).any(), "failures are not asked again"
+
+
+def test_a_deterministic_model_needs_no_votes() -> None:
+    model = net()
+    counter = CallCounter.start(model, 5)
+    assert votes(model, X) is None
+    assert votes(counter, X) is None
+    assert confirmed(counter, X, torch.ones(5, dtype=torch.bool), torch.zeros(5, dtype=torch.long), False).all()
+    assert counter.forwards.sum() == 0
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "standard", "ddn", "fmn", "cw", "hopskipjump", "square"])
+def test_attacks_do_not_stop_on_the_boundary_of_a_random_model(name: str) -> None:
+    """Half of the draws at margin 0 are wrong; only a point beyond the noise fools the majority for certain."""
+    chain = Chain([Noise(0.3)], coin_model(0.0, gap=0.5).classifier).eval()
+    x, y = torch.zeros(8, 16), torch.zeros(8, dtype=torch.long)
+    bounded = name in ("pgd", "apgd", "standard", "square")
+    threat = ThreatModel("linf" if bounded else "l2", 2.0 if bounded else float("inf"))
+    options = {"hopskipjump": {"queries": 400}, "square": {"queries": 100}, "cw": {"steps": 50}}.get(name, {})
+    eot = adaptive(chain, rng=RandomStreams(0, IDS, "eot"), draws=10)
+    x_adv = ATTACKS[name](eot, x, y, threat, rng=RandomStreams(0, IDS, name), targeted=False, **options)
+    labels = ballots(chain, x_adv, RandomStreams(1, IDS, "judge"))
+    assert labels.shape == (20, 8)
+    assert (labels == 1).float().mean() > 0.65, "about half without votes"
+    assert (majority(labels) == 1).all()
+
+
+def test_every_draw_is_counted() -> None:
+    eot = adaptive(coin_model(0.0), rng=RandomStreams(0, IDS, "eot"), draws=7)
+    counter = CallCounter.start(eot, 8)
+    x = torch.zeros(8, 16, requires_grad=True)
+    (counter(x).sum() + 0 * x.sum()).backward()
+    assert counter.forwards.tolist() == [7] * 8
+    assert counter.backwards.tolist() == [7] * 8
+    part = counter.select(torch.tensor([2]))
+    votes(part, torch.zeros(1, 16))
+    assert counter.forwards.tolist() == [7, 7, 27, 7, 7, 7, 7, 7]
+
+
+def test_the_majority_of_the_draws_decides() -> None:
+    x = torch.zeros(8, 16)
+    for share, label in ((0.2, 0), (0.8, 1)):
+        labels = ballots(coin_model(share), x, RandomStreams(0, IDS, "judge"))
+        assert (majority(labels) == label).all()
+        assert abs((labels == 1).float().mean() - share) < 0.15
+    assert ballots(Chain([], net()), X, RandomStreams(0, "abcde", "judge")).shape == (1, 5)

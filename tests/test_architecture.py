@@ -18,6 +18,7 @@ LAYERS = (
     {"attacks", "inversion", "defenses", "models", "smoothing", "datasets"},
     {"stages"},
     {"victims"},
+    {"budget"},
     {"threat"},
     {"registry", "losses", "perception", "random_streams", "distributed"},
     {"files"},

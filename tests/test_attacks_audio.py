@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from src.attacks.audio.over_the_air import fft_length, play, playback
 from src.attacks.audio.psychoacoustic import Masking
 from src.attacks.controls.time_shuffled import shuffled
+from src.budget import Budget
 from src.datasets.store import FULL_SCALE, Clips, to_int16
 from src.evaluation import AttackSettings, Crafter, with_options
 from src.perception import snr
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS, INVERSIONS
-from src.threat import Budget, ThreatModel, norm_of
+from src.threat import ThreatModel, norm_of
 from src.victims.victim import Victim
 
 RATE = 4000

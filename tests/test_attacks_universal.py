@@ -15,6 +15,7 @@ from src import config
 from src.attacks import fitted
 from src.attacks.core import registered_attack
 from src.attacks.gradients.universal import _placed
+from src.budget import Budget
 from src.commands import fitting
 from src.commands.selection import Trained
 from src.datasets.store import FULL_SCALE, Clips, to_int16
@@ -22,7 +23,7 @@ from src.evaluation import AttackSettings, Crafter
 from src.perception import snr
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS, INVERSIONS
-from src.threat import Budget, ThreatModel, norm_of
+from src.threat import ThreatModel, norm_of
 from src.victims import checkpoint
 from src.victims.victim import Victim
 

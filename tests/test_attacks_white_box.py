@@ -166,7 +166,17 @@ def test_same_decisions_as_foolbox() -> None:
     foolbox_pgd = foolbox.attacks.LinfPGD(steps=20, rel_stepsize=2.5 / 20, random_start=False)
     for eps in (0.02, 0.05, 0.1):
         _, _, theirs = foolbox_pgd(foolbox.PyTorchModel(net, bounds=(-1, 1), device="cpu"), x, y, epsilons=eps)
-        ours = run("pgd", net, x, y, ThreatModel("linf", eps, (-1, 1)), steps=20, random_start=False, early_exit=False)
+        ours = run(
+            "pgd",
+            net,
+            x,
+            y,
+            ThreatModel("linf", eps, (-1, 1)),
+            steps=20,
+            step=2.5,
+            random_start=False,
+            early_exit=False,
+        )
         ours = fooled(net(ours), y)
         assert 0 < theirs.float().mean() < 1
         # Our PGD evaluates every iterate, foolbox only the last.

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from src import config
+from src.budget import Budget
 from src.commands import sanity
 from src.evaluation import ATTACK_FIELDS
 from src.output.results import cell
-from src.threat import Budget
 
 
 def rows(kept: dict[str, int], clips: int = 10) -> list[dict[str, str]]:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src import config, config_text
+from src.budget import Budget
 from src.registry import Count, Key, Listed
-from src.threat import Budget
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED_FILE = """[TRAINING]

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from src.attacks import core
+from src.budget import Budget
 from src.datasets.crafted import CraftedStore
 from src.datasets.store import Clips
 from src.evaluation import ATTACK_FIELDS, AttackSettings, Crafter, Judge, summary
@@ -22,7 +23,6 @@ from src.evaluation.masks import sample_mask
 from src.output import results
 from src.registry import ATTACKS, INVERSIONS
 from src.stages.front_ends import log_mel
-from src.threat import Budget
 from src.victims.victim import Victim
 from tests.conftest import SAMPLE_RATE, WORDS
 
@@ -133,9 +133,57 @@ def test_snr_budget_is_met_on_the_wav(
     samples = (np.asarray(clips.samples) // 8 + noise).astype(np.int16)
     loud = Clips(samples, clips.labels, clips.lengths, clips.ids, clips.classes, clips.sample_rate)
     for outcome in outcomes(victim, loud, tmp_path, name, eps, norm=norm, targeted=True):
-        # Entries of one size are all rounded alike: that moves the level by up to half a step of 16 bits.
-        bias = 20 * math.log10(1 + 0.5 / 32768 / outcome.row["linf"]) if norm == "linf" else 0
-        assert outcome.row["snr"] == pytest.approx(float(eps.split()[0]), abs=0.002 + bias)
+        # In linf the budget is rounded down to whole steps of 16 bits.
+        steps = outcome.row["budget_lsb"]
+        lost = 20 * math.log10((steps + 1) / steps) if norm == "linf" else 0
+        assert 0 <= outcome.row["snr"] - float(eps.split()[0]) + 1e-6 <= 0.002 + lost
+        assert outcome.row["feasible"]
+
+
+GRID = 1 / 32768
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "eps", "mask"),
+    [
+        ("pgd", "linf", "0.0002", "none"), ("pgd", "linf", "0.0025", "silence"), ("pgd", "l2", "0.3", "none"),
+        ("pgd", "l1", "10", "silence"), ("pgd", "l2", "15 dB", "silence"), ("apgd", "linf", "0.0002", "silence"),
+        ("apgd", "l1", "10", "none"), ("fgsm", "l2", "45 dB", "none"), 
+        ("band_limited", "linf", "0.05", "none"), ("gain_mask", "l2", "0.2", "none"), ("ddn", "l2", None, "none"),
+        ("snr_pgd", "l2", "30 dB", "silence"), ("random_signs", "linf", "45 dB", "silence"),
+        ("cw", "l2", None, "silence"),
+        ("time_shuffled", "l1", "0.5", "none"), ("fmn", "l0", None, "silence"), ("ead", "l1", None, "none"),
+        ("kenansville", "l2", None, "silence"),
+    ],
+)  # fmt: skip
+def test_the_wav_is_what_was_attacked(
+    victim: Victim, clips: Clips, tmp_path: Path, name: str, norm: str, eps: str | None, mask: str
+) -> None:
+    """At the waveform every success is one of the written samples, within the budget and the mask in integers."""
+    part, successes = padded(clips.select(range(4))), 0
+    for outcome in outcomes(victim, part, tmp_path, name, eps, norm=norm, mask=mask, names=(name,)):
+        row, steps = outcome.row, np.rint((outcome.x_adv.astype(float) - outcome.x) / GRID)
+        assert row["prediction_stage"] == row["prediction_audio"] == row["prediction_wav"]
+        assert row["success_stage"] == row["success_wav"]
+        successes += row["success_wav"]
+        assert row["feasible"]
+        sizes = {"linf": np.abs(steps).max(), "l2": np.sqrt((steps**2).sum()), "l1": np.abs(steps).sum()}
+        if eps:
+            assert sizes[norm] <= row["budget_lsb"] * (1 + 1e-9)
+        if norm == "linf" and eps:
+            assert row["budget_lsb"] == int(row["budget_lsb"])
+        if eps == "0.0002":
+            assert row["budget_lsb"] == 6, "0.0002 is 6.55 steps, and 7 would exceed it"
+        if mask == "silence":
+            assert not steps[10000:].any()
+    assert successes or eps == "0.0002" or name in ("random_signs", "time_shuffled", "fgsm", "kenansville", "square")
+
+
+def test_a_linf_budget_below_one_step_of_16_bits_is_refused() -> None:
+    with pytest.raises(ValueError, match="eps = 3e-05 is below one step of 16-bit samples"):
+        AttackSettings(eps=(Budget(0.00003),))
+    AttackSettings(eps=(Budget(1 / 32768), Budget(0.0)))
+    AttackSettings(eps=(Budget(0.00003),), stage="magnitude")
 
 
 @pytest.mark.parametrize("stage", ["waveform", "magnitude", "mel", "log_mel"])

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from src.budget import Budget
 from src.random_streams import RandomStreams
-from src.threat import NORMS, Budget, ThreatModel, norm_of
+from src.threat import NORMS, ThreatModel, norm_of
 
 seeds = st.integers(0, 10**6)
 norms = st.sampled_from(NORMS)
@@ -143,3 +144,71 @@ def test_select_keeps_what_belongs_to_an_example() -> None:
     assert torch.equal(part.mask, mask[[2, 0]])
     shared = ThreatModel("linf", 0.1, mask=mask[:1]).select(torch.tensor([2]))
     assert torch.equal(shared.mask, mask[:1])
+
+
+STEP = 2.0**-15
+
+
+def on_grid(seed: int, level: float) -> tuple[Tensor, Tensor]:
+    """(float32 clips [3, 4000] of 16-bit samples, noise of this level)."""
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.randn(3, 4000, generator=generator) * 8000).round().clamp(-32768, 32767) * STEP
+    return x, torch.randn(3, 4000, generator=generator) * level
+
+
+@EXAMPLES
+@given(seeds, norms, st.sampled_from([0.0, 1e-5, 2e-4, 0.01, 0.1, 3.0]), st.sampled_from([1e-6, 1e-4, 0.1]))
+def test_snap_finds_a_legal_point_of_the_grid(seed: int, norm: str, size: float, level: float) -> None:
+    x, noise = on_grid(seed, level)
+    mask = torch.arange(4000) % 7 > 0
+    threat = ThreatModel(norm, budget(norm, size), (-1, 1 - STEP), mask[None], STEP).floored()
+    snapped = threat.snap(threat.project(x + noise, x), x)
+    assert (snapped * 32768 == (snapped * 32768).round()).all()
+    assert threat.contains(snapped.double(), x.double(), tolerance=0).all()
+    torch.testing.assert_close(threat.snap(snapped, x), snapped, rtol=0, atol=0)
+    torch.testing.assert_close(threat.snap(x, x), x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("norm", "size"), [("l2", 0.02), ("l2", 0.005), ("l1", 0.5), ("l1", 5.0)])
+def test_snap_wastes_little_of_the_budget(norm: str, size: float) -> None:
+    """Plain rounding leaves the ball; what snap returns has nearly its radius."""
+    x, noise = on_grid(0, 1e-4)
+    threat = ThreatModel(norm, size, (-1, 1 - STEP), None, STEP)
+    on_border = threat.project(x + noise * 1000, x)
+    rounded = (on_border * 32768).round() / 32768
+    assert (norm_of(rounded - x, norm) > size).any() or norm == "l1"
+    used = norm_of(threat.snap(on_border, x) - x, norm) / size
+    assert (used <= 1).all()
+    assert (used > 0.98).all()
+
+
+def test_snap_only_rounds_what_is_outside_the_ball() -> None:
+    """A search for the smallest perturbation passes through points beyond the budget, and must see them as they are."""
+    x, noise = on_grid(0, 1e-3)
+    threat = ThreatModel("l2", 0.01, (-1, 1 - STEP), None, STEP)
+    outside = threat.clip(x + noise, x)
+    torch.testing.assert_close(threat.snap(outside, x), x + ((outside - x) * 32768).round() / 32768, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("eps", "steps"), [(2e-4, 6), (5e-4, 16), (1 / 32768, 1), (3e-5, 0), (0.0, 0)])
+def test_linf_budgets_are_rounded_down_to_the_grid(eps: float, steps: int) -> None:
+    assert ThreatModel("linf", eps, grid=STEP).floored().eps == steps * STEP
+    per_example = ThreatModel("linf", torch.tensor([eps, math.inf]), grid=STEP).floored().eps
+    assert isinstance(per_example, Tensor)
+    assert per_example.tolist() == [steps * STEP, math.inf]
+    assert ThreatModel("l2", eps, grid=STEP).floored().eps == eps
+    assert ThreatModel("linf", eps).floored().eps == eps
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("level", [1.0, 30.0, 3e4])
+def test_what_project_makes_is_contained_whatever_the_level(norm: str, level: float) -> None:
+    """Corner points of small balls around large values: float32 rounds them by far more than a share of eps."""
+    x, noise = points(0, (8, 40, 50))[:2]
+    x = (x * level).float()
+    threat = ThreatModel(norm, 0.002 if norm == "linf" else 0.1)
+    corner = threat.project(x + 1e3 * noise.float().sign(), x)
+    assert threat.contains(corner, x).all()
+    twice = x + 2 * (threat.project(x + noise.float(), x) - x)
+    if level == 1.0:
+        assert not threat.contains(twice, x).any(), "the slack is that of the rounding alone"

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from src.attacks.core import PerExample
+from src.attacks.model import PerExample
 from src.datasets import store
 from src.models.resnet import ResNet
 from src.random_streams import RandomStreams

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from src import config
+from src.budget import Budget
 from src.commands import attack as attack_commands
 from src.datasets import crafted as crafted_store
 from src.datasets.store import Clips
 from src.evaluation import AttackSettings, Crafter
 from src.registry import ATTACKS, INVERSIONS
-from src.threat import Budget
 from src.victims import checkpoint
 from src.victims.victim import Victim
 from tests.conftest import call, rows

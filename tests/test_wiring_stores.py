@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from src import api
+from src.budget import Budget
 from src.commands import attack as attack_commands
 from src.commands import fitting, judging, sanity
 from src.commands.attack import AttackCommand, AttackedModel
@@ -25,7 +26,6 @@ from src.datasets.store import Clips
 from src.distributed import Team
 from src.evaluation import AttackSettings, Crafter, Judge, sanity_checks
 from src.registry import INVERSIONS
-from src.threat import Budget
 from src.victims import checkpoint
 from src.victims.victim import Victim
 from tests.conftest import rows

@@ -3,17 +3,21 @@ them any more, and one call drops everything that belongs to them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVarTuple
 
 import torch
 from torch import Tensor
 
-from src.attacks.core import Best, Model, gradient, narrow
-from src.losses import LOSSES, LossName, fooled, margin
+from src.attacks.core import Best, gradient
+from src.attacks.model import Model, narrow, succeeds
+from src.losses import LOSSES, LossName, margin
 from src.random_streams import RandomStreams
 from src.threat import ThreatModel
 
 State = TypeVarTuple("State")
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits, y, target) -> value to maximize, [batch]."""
 
 
 class ActiveBatch:
@@ -74,8 +78,12 @@ class ActiveBatch:
     def gradient_at(self, x_adv: Tensor, loss: LossName, first: bool) -> Tensor:
         """Gradient of the loss at x_adv, [batch, ...]. Updates `best`; with `first` an example keeps its first
         success."""
-        grad, value, logits = gradient(self.model, x_adv, lambda logits: LOSSES[loss](logits, self.y, self.targeted))
-        self.best.update(x_adv, value, fooled(logits, self.y, self.targeted), first)
+        return self.gradient_of(x_adv, self.y, lambda logits, y, _: LOSSES[loss](logits, y, self.targeted), first)
+
+    def gradient_of(self, x_adv: Tensor, target: Tensor, objective: Objective, first: bool) -> Tensor:
+        """As `gradient_at`, of any objective; `target` [batch] are the classes that it aims at."""
+        grad, value, logits = gradient(self.model, x_adv, lambda logits: objective(logits, self.y, target))
+        self.best.update(x_adv, value, succeeds(self.model, x_adv, logits, self.y, self.targeted), first)
         return grad
 
     def score(self, x_adv: Tensor, enter: bool = True) -> Tensor:
@@ -84,7 +92,7 @@ class ActiveBatch:
         logits = self.model(x_adv)
         value = margin(logits, self.y, self.targeted).nan_to_num(nan=-torch.inf)
         if enter:
-            self.best.update(x_adv, value, fooled(logits, self.y, self.targeted), first=True)
+            self.best.update(x_adv, value, succeeds(self.model, x_adv, logits, self.y, self.targeted), first=True)
         return value
 
 

@@ -6,40 +6,30 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from src.attacks.model import Model
+from src.attacks.on_grid import OnGrid
 from src.attacks.spec import Access, AttackSpec, Kind, Stages
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS, Check
 from src.threat import ThreatModel, column
 
-Model = Callable[[Tensor], Tensor]
-"""From inputs [batch, ...] to logits [batch, classes]. A model that keeps values per example (counts, random streams)
-is `PerExample` as well."""
 AttackFunction = Callable[..., Tensor]
 """`attack(model, x, y, threat, *, rng, targeted, <config keys>) -> x_adv`; a fitted attack takes `fitted`, what its
 `FitFunction` returned, in place of the config keys."""
 FitFunction = Callable[..., dict[str, Tensor]]
 """`fit(model, x, y, threat, *, rng, targeted, <config keys>) -> tensors` on training or validation clips x."""
-T = TypeVar("T")
-
-
-@runtime_checkable
-class PerExample(Protocol):
-    """A model or a state that keeps values for every example of the batch."""
-
-    def select(self, index: Tensor) -> Self:
-        """The model or state of the examples at `index`, [batch] long."""
-        ...
 
 
 class RegisteredAttack:
     """An attack function with its specification. A call checks its arguments against the specification and runs the
     function without autograd (it enables gradients where it needs them); an empty batch is returned as it is. A
-    minimum-norm result that exceeds a finite budget is projected onto it.
+    minimum-norm result that exceeds a finite budget is projected onto it. Where the threat model has a grid, the model
+    sees every iterate on the grid, and the result is on it.
 
     Args:
         spec: properties of the attack.
@@ -69,12 +59,13 @@ class RegisteredAttack:
         x = x.detach()
         if not len(x):
             return x.clone()
+        model, threat = _on_grid(model, x, threat)
         with torch.no_grad():
             x_adv = self.function(model, x, y, threat, rng=rng, targeted=targeted, **options)
             if self.spec.kind == "minimum_norm":  # the smallest success may still exceed a finite budget
                 inside = column(threat.contains(x_adv, x), x)
                 x_adv = torch.where(inside, x_adv, threat.project(x_adv, x))
-        return x_adv
+            return threat.snap(x_adv, x)
 
     def fit(
         self,
@@ -103,8 +94,24 @@ class RegisteredAttack:
         ATTACKS.check_options(self.spec.name, options)
         if not len(x):
             raise ValueError(f"{self.spec.name} needs clips to be fitted to")
+        x = x.detach()
+        model, threat = _on_grid(model, x, threat)
         with torch.no_grad():
-            return self.fit_function(model, x.detach(), y, threat, rng=rng, targeted=targeted, **options)
+            return self.fit_function(model, x, y, threat, rng=rng, targeted=targeted, **options)
+
+
+def _on_grid(model: Model, x: Tensor, threat: ThreatModel) -> tuple[Model, ThreatModel]:
+    """The model and the threat model as an attack gets them: on the grid where there is one.
+
+    Raises:
+        ValueError: x is not on the grid.
+    """
+    if threat.grid is None:
+        return model, threat
+    if bool((x.remainder(threat.grid) != 0).any()):
+        raise ValueError(f"the inputs are not multiples of the grid step {threat.grid:g} of the threat model")
+    threat = threat.floored()
+    return OnGrid(model, x, threat), threat
 
 
 def attack(
@@ -146,11 +153,6 @@ def registered_attack(name: str) -> RegisteredAttack:
 def spec_of(name: str) -> AttackSpec:
     """The specification of a registered attack; raises ValueError as `registered_attack` does."""
     return registered_attack(name).spec
-
-
-def narrow(part: T, index: Tensor) -> T:
-    """The model or state of the examples at `index`; unchanged where it keeps nothing per example."""
-    return part.select(index) if isinstance(part, PerExample) else part
 
 
 def gradient(model: Model, x: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,6 +205,16 @@ def finite_budgets(threat: ThreatModel, x: Tensor) -> Tensor:
     if math.isinf(span) and bool(eps.isinf().any()):
         raise ValueError("an attack with a budget needs a finite eps where values have no bounds")
     return eps.clamp(max=span)
+
+
+def cosine(iteration: int, steps: int, first: float, last: float) -> float:
+    """Value of a schedule from `first` to `last` along half a cosine."""
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * iteration / steps))
+
+
+def likeliest_others(model: Model, x: Tensor, y: Tensor) -> Tensor:
+    """The classes other than y [batch], the likeliest first, [batch, classes - 1]."""
+    return model(x).scatter(1, y[:, None], -math.inf).argsort(1, descending=True)[:, :-1]
 
 
 def check_interval(x: Tensor) -> int:

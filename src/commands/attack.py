@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from src.attacks.core import spec_of
+from src.budget import Budget
 from src.commands import fitting, selection
 from src.config import Config
 from src.datasets.crafted import CraftedStore
@@ -24,11 +25,12 @@ from src.evaluation.summary import Row
 from src.files import fingerprint
 from src.output import figures, results
 from src.registry import ATTACKS, INVERSIONS
-from src.threat import Budget
 from src.victims.victim import Victim
 
 SHOWN = ("model", "attack", "norm", "eps", "clean accuracy", "robust accuracy", "on wav", "survival", "inversion only",
          "l2", "linf", "snr", "pesq", "backwards", "s/clip")  # fmt: skip
+SHOWN_IF_ANY = ("infeasible",)
+"""Columns of the table on the terminal, and those that are shown where they are not 0 throughout."""
 
 
 @dataclass(frozen=True)
@@ -228,8 +230,11 @@ def report(
         "searched": searched,
     }
     results.write_manifest(folder / "manifest.json", facts)
+    columns = [*SHOWN, *(column for column in SHOWN_IF_ANY if any(line[column] for line in table))]
+    if any(line["on wav"] != line["on wav, one draw"] for line in table):  # a randomized model
+        columns.insert(columns.index("on wav") + 1, "on wav, one draw")
     shown = [
-        {key: f"{line[key]:.3g}" if isinstance(line[key], float) else line[key] for key in SHOWN} for line in table
+        {key: f"{line[key]:.3g}" if isinstance(line[key], float) else line[key] for key in columns} for line in table
     ]
     files = f"files: {folder} (rows, summary, security, manifest, wavs), {plots} (plots)"
     print("\n".join([title, "", results.markdown(shown), *notes, files]))

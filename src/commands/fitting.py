@@ -12,6 +12,7 @@ from torch import Tensor
 
 from src.attacks.core import spec_of
 from src.attacks.fitted import FittedAttack, load, save
+from src.budget import Budget
 from src.commands.selection import Trained, configured_defenses
 from src.config import Config
 from src.datasets import store
@@ -19,7 +20,6 @@ from src.datasets.store import Clips
 from src.evaluation import Crafter, threat_norm
 from src.files import fingerprint
 from src.random_streams import derive_seed
-from src.threat import Budget
 
 
 def clips(config: Config) -> Clips:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from src.attacks.core import spec_of
+from src.budget import Budget
 from src.commands.attack import AttackedModel, attack_runs
 from src.config import Config
 from src.datasets.store import Clips
@@ -16,7 +17,6 @@ from src.evaluation import sanity_checks, summary, with_options
 from src.evaluation.planted_test import self_test
 from src.evaluation.summary import Row
 from src.files import fingerprint
-from src.threat import Budget
 from src.victims.chain import with_lengths
 
 Signs = dict[str, list[sanity_checks.Indicator]]

@@ -1,15 +1,22 @@
-"""How often an attack called a model and differentiated it, per example."""
+"""How often an attack called a model and differentiated it, per example. Of a randomized model every draw counts."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from src.attacks.core import Model, narrow
+from src.attacks.model import Model, narrow, votes
 
 
 class CallCounter:
-    """A model that counts, for every example, how often it was called and differentiated."""
+    """A model that counts, for every example, how often it was called and differentiated.
+
+    Args:
+        model: what is called; one with the attribute `draws` makes so many passes at every call.
+        index: positions of the examples in the counts, [batch] long.
+        forwards: counts of all examples, changed in place.
+        backwards: as forwards.
+    """
 
     def __init__(self, model: Model, index: Tensor, forwards: Tensor, backwards: Tensor):
         self.model, self.index, self.forwards, self.backwards = model, index, forwards, backwards
@@ -22,11 +29,17 @@ class CallCounter:
 
     def __call__(self, x: Tensor) -> Tensor:
         logits = self.model(x)
-        # A black-box attack may ask for several points per example in one call.
-        times = max(1, len(x) // max(1, len(self.index)))
+        times = getattr(self.model, "draws", 1)
         self.forwards[self.index] += times
         if logits.requires_grad:
             logits.register_hook(lambda _: self._count_backward(times))  # type: ignore[no-untyped-call]
+        return logits
+
+    def votes(self, x: Tensor) -> Tensor | None:
+        """As `Voter.votes`; every vote is a pass."""
+        logits = votes(self.model, x)
+        if logits is not None:
+            self.forwards[self.index] += len(logits)
         return logits
 
     def _count_backward(self, times: int) -> None:

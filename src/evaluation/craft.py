@@ -4,6 +4,7 @@ that a wav would hold, and the facts of the run. How often it succeeds is for ev
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,14 +15,17 @@ import torch
 from torch import Tensor
 
 from src import perception
-from src.attacks.core import Model, narrow, registered_attack, spec_of
+from src.attacks.core import registered_attack, spec_of
+from src.attacks.model import Model, narrow
+from src.budget import Budget
 from src.datasets.store import FULL_SCALE, Clips, to_int16
 from src.evaluation.call_counter import CallCounter
 from src.evaluation.masks import sample_mask
+from src.evaluation.predict import predicted_labels
 from src.evaluation.settings import AttackSettings
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS
-from src.threat import Budget, ThreatModel, norm_of
+from src.threat import ThreatModel, norm_of
 from src.victims.adaptive import Eot, adaptive, is_randomized, once
 from src.victims.chain import Chain, with_lengths
 from src.victims.stage import WAVEFORM
@@ -67,13 +71,6 @@ def threat_norm(name: str, norm: str) -> str:
     return norm if norm in norms else norms[0]
 
 
-def predicted_labels(chain: Chain, x: Tensor, rng: RandomStreams) -> Tensor:
-    """Labels [batch]; -1 where the logits are not finite numbers. A randomized chain is asked once."""
-    with torch.no_grad():
-        logits = once(chain, x, rng)
-    return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
-
-
 def _batches(count: int, batch_size: int) -> tuple[Tensor, ...]:
     """Positions 0 to count - 1 in batches."""
     return torch.split(torch.arange(count), batch_size) if count else ()
@@ -97,6 +94,10 @@ class Crafter:
         self.head, self.tail = self.victim.split(settings.stage)
         self.frozen_tail = self.victim.frozen().split(settings.stage)[1]
         self.bounds = self.victim.bounds(settings.stage)
+        self.grid: float | None = None
+        if settings.stage == WAVEFORM:  # the legal clips are those that a wav can hold
+            self.grid = 1 / FULL_SCALE
+            self.bounds = -1.0, 1 - self.grid
         self.inverted: dict[str, int] = {}
 
     def streams(self, ids: tuple[str, ...], purpose: str) -> RandomStreams:
@@ -119,7 +120,8 @@ class Crafter:
         allowed = self._allowed(x, valid)
         mask = None if allowed is None else self.head.mask(allowed)
         norm = threat_norm(name, self.settings.norm)
-        return ThreatModel(norm, eps.eps(z, norm, mask) if eps else float("inf"), self.bounds, mask)
+        budget = eps.eps(z, norm, mask) if eps else float("inf")
+        return ThreatModel(norm, budget, self.bounds, mask, self.grid).floored()
 
     def load(self, clips: Clips) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(waveforms, valid samples, labels, representation) on the device."""
@@ -187,12 +189,16 @@ class Crafter:
         samples = np.stack([to_int16(clip) for clip in audio.cpu().numpy()])
         wav = torch.from_numpy(samples.astype(np.float32) / FULL_SCALE).to(x)
         inverted = self._inversion_control(z, x, valid, ids, clean)
+        # At the waveform the wav itself is judged, in integers: no rounding, hence no tolerance.
+        feasible = threat.contains(z_adv, z) if self.grid is None else threat.contains(wav.double(), x.double(), 0)
+        budget = threat.budgets(z)
         delta = z_adv - z
         forwards, backwards = torch.zeros(len(y), dtype=torch.long), torch.zeros(len(y), dtype=torch.long)
         forwards[todo.cpu()], backwards[todo.cpu()] = counter.forwards, counter.backwards
         columns: dict[str, Tensor] = {
-            "budget": threat.budgets(z), "label": y, "target": target if targeted else torch.full_like(y, -1),
-            "length": clips.lengths, "prediction": clean, "feasible": threat.contains(z_adv, z),
+            "budget": budget, "budget_lsb": budget / (self.grid or math.nan),
+            "label": y, "target": target if targeted else torch.full_like(y, -1),
+            "length": clips.lengths, "prediction": clean, "feasible": feasible,
             "prediction_stage": predicted_labels(self.true_tail(valid), z_adv, self.streams(ids, "judge")),
             "prediction_audio": predicted_labels(with_lengths(self.victim, valid), audio, self.streams(ids, "judge")),
             "prediction_inversion": inverted,

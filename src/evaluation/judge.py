@@ -1,6 +1,7 @@
 """Judge crafted clips on any model: whether the clip is feasible, and whether the model errs at the attacked stage, in
-audio, and on the wav as read back. It reads what was crafted, needs no gradients and never trusts the attack. One row
-per example."""
+audio, and on the wav as read back. It reads what was crafted, needs no gradients and never trusts the attack. A
+randomized model is asked many times: the majority decides, and the share of the draws stands beside it. One row per
+example."""
 
 from __future__ import annotations
 
@@ -8,9 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from src.datasets.store import Clips
-from src.evaluation.craft import predicted_labels
+from src.evaluation.predict import ballots, majority
 from src.random_streams import RandomStreams
 from src.victims.chain import with_lengths
 from src.victims.victim import Victim
@@ -18,10 +20,10 @@ from src.victims.victim import Victim
 ATTACK_KEY = ("model", "checkpoint", "attack", "eps", "id", "judge")
 """What identifies a row."""
 ATTACK_FIELDS = (
-    *ATTACK_KEY[:-1], "stage", "norm", "budget", "label", "target", "prediction", "correct",
+    *ATTACK_KEY[:-1], "stage", "norm", "budget", "budget_lsb", "label", "target", "prediction", "correct",
     "prediction_stage", "prediction_audio", "prediction_wav", "prediction_inversion",
     "success_stage", "success_audio", "success_wav", "feasible", "distance", "l2", "linf",
-    "snr", "db_x", "seg_snr", "lsd", "pesq", "stoi", "forwards", "backwards", "seconds", "judge", "wav",
+    "snr", "db_x", "seg_snr", "lsd", "pesq", "stoi", "forwards", "backwards", "seconds", "judge", "wav", "share_wav",
 )  # fmt: skip
 OF_THE_CRAFTED_MODEL = (
     "prediction_stage", "prediction_audio", "prediction_inversion", "success_stage", "success_audio"
@@ -44,18 +46,24 @@ class Judge:
         self.victim, self.device, self.seed, self.batch_size = victim.to(device).eval(), device, seed, batch_size
 
     def labels(self, clips: Clips, classes: Sequence[str]) -> list[int]:
-        """The model's labels of clips as positions in `classes`, those of another model perhaps: -1 where its logits
-        are not finite numbers, len(classes) and more for a class that is not among them."""
+        """The majority of `ballots` for each clip."""
+        return majority(self.ballots(clips, classes)).tolist()
+
+    def ballots(self, clips: Clips, classes: Sequence[str]) -> Tensor:
+        """The model's labels of clips, [draws, clips], one draw unless it is randomized. They are positions in
+        `classes`, those of another model perhaps: -1 where its logits are not finite numbers, len(classes) and more
+        for a class that is not among them."""
         order = list(classes)
-        position = [order.index(c) if c in order else len(order) + k for k, c in enumerate(self.victim.classes)]
-        labels: list[int] = []
+        position = torch.tensor(
+            [*(order.index(c) if c in order else len(order) + k for k, c in enumerate(self.victim.classes)), -1]
+        )
+        parts = [torch.empty(1, 0, dtype=torch.long)] if not len(clips) else []
         for part in torch.arange(len(clips)).split(self.batch_size):  # type: ignore[no-untyped-call]
             batch = clips.select(part)
             rng = RandomStreams(self.seed, batch.ids, "judge")
             chain = with_lengths(self.victim, batch.valid().to(self.device))
-            predicted = predicted_labels(chain, batch.waveforms().to(self.device), rng).tolist()
-            labels += [position[label] if label >= 0 else label for label in predicted]
-        return labels
+            parts.append(position[ballots(chain, batch.waveforms().to(self.device), rng).cpu()])
+        return torch.cat(parts, 1)
 
     def rows(
         self,
@@ -75,8 +83,12 @@ class Judge:
                 stage and audio columns are then undefined.
         """
         predictions = [fact["prediction"] for fact in facts] if clean is None else self.labels(clean, crafted.classes)
-        for fact, prediction, on_wav in zip(facts, predictions, self.labels(crafted, crafted.classes), strict=True):
+        drawn = self.ballots(crafted, crafted.classes)
+        draws = zip(facts, predictions, majority(drawn).tolist(), drawn.T.tolist(), strict=True)
+        for fact, prediction, on_wav, labels in draws:
             row = {**fact, "prediction": prediction, "correct": prediction == fact["label"], "prediction_wav": on_wav}
+            hits = [succeeds({**row, "prediction_wav": label}, "wav", targeted) for label in labels]
+            row["share_wav"] = sum(hits) / len(hits)
             del row["length"], row["tags"]
             for place in ("stage", "audio", "wav"):
                 row[f"success_{place}"] = succeeds(row, place, targeted)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from src.attacks.core import Model, narrow
+from src.attacks.model import Model, narrow
 from src.losses import fooled
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS

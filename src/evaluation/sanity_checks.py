@@ -15,8 +15,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from src.attacks.core import Model, gradient, narrow
+from src.attacks.core import gradient
 from src.attacks.minimum_norm.search import DUAL
+from src.attacks.model import Model, narrow
 from src.losses import cross_entropy, fooled, margin
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from src.attacks.core import spec_of
+from src.budget import Budget, Eps
+from src.datasets.store import FULL_SCALE
 from src.registry import ATTACKS, Count, Listed, Natural, Positive
-from src.threat import Budget, Eps
 from src.victims.stage import WAVEFORM
 
+LSB = 1 / FULL_SCALE
+"""One step of 16-bit samples."""
 NOT_IN_ROWS = ("names", "eps", "batch_size", "checks")
 """Keys that rows do not depend on, or that are columns of the rows."""
 FIT_KEYS = ("fit_split", "fit_clips")
@@ -24,7 +27,8 @@ class AttackSettings:
         names: attacks to run, one after the other.
         stage: representation that is attacked: waveform, magnitude, mel, log_mel, or another stage of the model.
         norm: of the perturbation at that stage; a minimum-norm attack that does not support it uses its default norm.
-        eps: budgets, each in units of the stage or as an SNR such as 30 dB; minimum-norm attacks ignore them.
+        eps: budgets, each in units of the stage or as an SNR such as 30 dB; minimum-norm attacks ignore them. At the
+            waveform a linf budget is rounded down to whole steps of 16-bit samples.
         mask: exclude the padding from the perturbation, the padding and all silence, or nothing (none).
         silence_db: a 20-ms frame is silence if its energy is this far below that of the clip's loudest frame.
         targeted: aim at a random other label, drawn per clip, instead of any misclassification.
@@ -62,6 +66,12 @@ class AttackSettings:
             spec.check(norm, self.targeted, self.stage == WAVEFORM)
             if spec.fitted and self.targeted:
                 raise ValueError(f"{spec.name} has one result for all clips, but targets differ; set targeted = no")
+        if self.stage == WAVEFORM and self.norm == "linf":
+            for eps in self.eps:
+                if not eps.is_snr and 0 < eps.value < LSB * (1 - 1e-6):
+                    raise ValueError(
+                        f"eps = {eps} is below one step of 16-bit samples, {LSB:.3g}: no wav differs so little"
+                    )
         if self.norm in ("l1", "l0") and any(eps.is_snr for eps in self.eps):
             raise ValueError(f"an eps in dB needs the norm linf or l2, not {self.norm}")
 

@@ -22,6 +22,11 @@ def still_right(row: Row, where: str = "stage") -> bool:
     return is_true(row, "correct") and not (is_true(row, "feasible") and row[f"prediction_{where}"] != row["label"])
 
 
+def on_one_draw(row: Row) -> float:
+    """Probability that the model is right about the wav in a single draw, where it is randomized; else 0 or 1."""
+    return 1 - float(row["share_wav"]) if is_true(row, "correct") else 0.0
+
+
 def middle(rows: Sequence[Row], column: str) -> float:
     """Median of what is defined; NaN for nothing."""
     values = [value for row in rows if not math.isnan(value := float(row[column]))]
@@ -62,6 +67,7 @@ def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "low": low,
                 "high": high,
                 "on wav": sum(still_right(row, "wav") for row in rows_of_run) / len(rows_of_run),
+                "on wav, one draw": sum(on_one_draw(row) for row in rows_of_run) / len(rows_of_run),
                 "success": len(fooled) / len(right) if right else math.nan,
                 "survival": _share(fooled, "success_wav"),
                 "inversion only": sum(row["prediction_inversion"] == row["label"] for row in rows_of_run)

@@ -13,6 +13,9 @@ from src.random_streams import RandomStreams
 from src.victims.chain import Chain, WithLengths
 from src.victims.stage import Stage
 
+VOTES = 20
+"""Fresh draws that decide whether a randomized chain is fooled."""
+
 
 class _Replace(torch.autograd.Function):
     """Forward returns the first argument, backward passes the whole gradient to the second."""
@@ -24,6 +27,11 @@ class _Replace(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         return None, grad
+
+
+def straight_through(value: Tensor, x: Tensor) -> Tensor:
+    """`value`, whose gradient passes to x unchanged; both of one shape."""
+    return _Replace.apply(value, x)  # type: ignore[no-untyped-call]
 
 
 class Bpda(Stage):
@@ -54,7 +62,7 @@ class Bpda(Stage):
             raise ValueError(
                 f"the stage '{self.name}' needs a substitute of its own: its output has another shape than its input"
             )
-        return _Replace.apply(value, smooth)  # type: ignore[no-untyped-call]
+        return straight_through(value, smooth)
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
         return self.stage.inverse(y, x)
@@ -87,6 +95,10 @@ class Eot(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[batch, ...] -> log probabilities [batch, classes]."""
         return log_mean_probability(torch.stack([once(self.chain, x, self.rng) for _ in range(self.draws)]), dim=0)
+
+    def votes(self, x: Tensor) -> Tensor:
+        """Logits of fresh single draws at x [batch, ...], [votes, batch, classes]."""
+        return torch.stack([once(self.chain, x, self.rng) for _ in range(VOTES)])
 
     def select(self, index: Tensor) -> Eot:
         """The same for the examples at `index`; their streams continue where they are."""

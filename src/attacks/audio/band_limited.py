@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import Model, attack, check_interval, finite_budgets
+from src.attacks.core import attack, check_interval, finite_budgets
+from src.attacks.model import Model
 from src.losses import LossName
 from src.random_streams import RandomStreams
 from src.registry import Count, NonNegative, Positive

@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from src.attacks.core import Best, Model, attack, finite_budgets, gradient
+from src.attacks.core import Best, attack, finite_budgets, gradient
+from src.attacks.model import Model, succeeds
 from src.losses import LOSSES, LossName, fooled
 from src.random_streams import RandomStreams
 from src.registry import Count, NonNegative, Positive
@@ -121,7 +122,7 @@ def over_the_air(
     best, x_adv = Best.of(x), x
     for _ in range(steps + 1):
         total, value, logits = gradient(model, x_adv, lambda logits: LOSSES[loss](logits, y, targeted))
-        fools_directly, share = fooled(logits, y, targeted), torch.zeros_like(value)
+        fools_directly, share = succeeds(model, x_adv, logits, y, targeted), torch.zeros_like(value)
         for _ in range(draws):
             response = playback(
                 x, rng, sample_rate=sample_rate, shift_s=shift_s, reverberation_s=reverberation_s,

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import Best, Model, attack, finite_budgets, gradient
-from src.losses import LOSSES, LossName, fooled
+from src.attacks.core import Best, attack, finite_budgets, gradient
+from src.attacks.model import Model, succeeds
+from src.losses import LOSSES, LossName
 from src.perception import masking_threshold, power_level
 from src.random_streams import RandomStreams
 from src.registry import Count, Natural, Positive
@@ -107,13 +108,13 @@ def psychoacoustic(
     for iteration in range(masking_steps):
         grad, _, logits = gradient(model, x_adv, lambda logits: LOSSES[loss](logits, y, targeted))
         masking_grad, mean_excess = _masking_gradient(masking, x_adv - x)
-        success = fooled(logits, y, targeted)
+        success = succeeds(model, x_adv, logits, y, targeted)
         active_best.update(x_adv, -mean_excess, success, first=False)
         weight = weight * torch.where(success, 1.2, 0.8)
         direction = _unit(threat.masked(grad)) - column(weight, x) * _unit(threat.masked(masking_grad))
         decay = 1 - iteration / masking_steps
         x_adv = threat.project(x_adv + column(decay * step_size, x) * _unit(direction), x)
-    active_best.update(x_adv, -masking.loss(x_adv - x), fooled(model(x_adv), y, targeted), first=False)
+    active_best.update(x_adv, -masking.loss(x_adv - x), succeeds(model, x_adv, model(x_adv), y, targeted), first=False)
     return batch.finish()
 
 
@@ -134,12 +135,12 @@ def _shrinking(
     best, x_adv = Best.of(x), x
     for _ in range(steps):
         grad, value, logits = gradient(model, x_adv, lambda logits: LOSSES[loss](logits, y, targeted))
-        success = fooled(logits, y, targeted)
+        success = succeeds(model, x_adv, logits, y, targeted)
         best.update(x_adv, torch.where(success, -norm_of(x_adv - x, "linf"), value), success, first=False)
         eps = torch.where(success, (shrink * norm_of(x_adv - x, "linf")).minimum(eps), eps)
         x_adv = replace(threat, eps=eps).project(x_adv + column(step * eps, x) * threat.ascent(grad), x)
     logits = model(x_adv)
-    success = fooled(logits, y, targeted)
+    success = succeeds(model, x_adv, logits, y, targeted)
     value = LOSSES[loss](logits, y, targeted)
     best.update(x_adv, torch.where(success, -norm_of(x_adv - x, "linf"), value), success, first=False)
     return best

@@ -7,12 +7,14 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from src.attacks.core import Model, attack
+from src.attacks.core import attack
 from src.attacks.gradients.pgd import pgd
+from src.attacks.model import Model
+from src.budget import Budget
 from src.losses import LossName
 from src.random_streams import RandomStreams
 from src.registry import Count
-from src.threat import Budget, ThreatModel
+from src.threat import ThreatModel
 
 
 @attack("snr_pgd", kind="budget", norms=("l2", "linf"), access="gradients")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.attacks.core import Model, attack, finite_budgets
+from src.attacks.core import attack, finite_budgets
+from src.attacks.model import Model
 from src.random_streams import RandomStreams
 from src.threat import ThreatModel, column, norm_of
 

@@ -6,22 +6,20 @@ step size is 2 eps: with far fewer than 100 steps it is weaker than plain PGD.""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import Best, Model, attack, check_interval, finite_budgets, gradient
+from src.attacks.active_batch import ActiveBatch, Objective
+from src.attacks.core import Best, attack, check_interval, finite_budgets, gradient, likeliest_others
 from src.attacks.gradients.pgd import check_restarts
-from src.losses import LOSSES, LossName, fooled
+from src.attacks.model import Model, succeeds
+from src.losses import LOSSES, LossName
 from src.random_streams import RandomStreams
 from src.registry import Count
 from src.threat import ThreatModel, column, norm_of
 
-Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(logits, y, target) -> value to maximize, [batch]."""
 MOMENTUM = 0.75
 FALLING = 0.75
 """The step size is halved when fewer than this share of the steps since the last checkpoint raised the loss."""
@@ -86,19 +84,19 @@ def apgd_targeted(
         early_exit: an example stops at its first success; otherwise its loss is maximized to the end.
     """
     threat = replace(threat, eps=finite_budgets(threat, x))
-    order = model(x).scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
+    others = likeliest_others(model, x, y)[:, :targets]
     best = Best.of(x)
-    for rank in range(min(targets, order.shape[1] - 1)):
+    for target in others.unbind(1):
         # Loss values of different targets are not comparable, so every run ranks its failures afresh.
         best.value.fill_(-torch.inf)
         maximize(
-            ActiveBatch(model, x, y, threat, rng, False, best), order[:, rank], random_start=random_start, steps=steps,
-            early_exit=early_exit, objective=_towards,
+            ActiveBatch(model, x, y, threat, rng, False, best), target, random_start=random_start, steps=steps,
+            early_exit=early_exit, objective=towards,
         )  # fmt: skip
     return best.x
 
 
-def _towards(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+def towards(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Targeted DLR: logit of the target minus the label's, over the largest minus the mean of third and fourth."""
     gap = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
     if logits.shape[1] < 4:
@@ -207,7 +205,7 @@ class _Run:
         """(gradient [batch, ...], value [batch]) of the objective at x_adv; updates the best."""
         batch = self.batch
         grad, value, logits = gradient(batch.model, x_adv, lambda logits: self.objective(logits, batch.y, target))
-        batch.best.update(x_adv, value, fooled(logits, batch.y, batch.targeted), first)
+        batch.best.update(x_adv, value, succeeds(batch.model, x_adv, logits, batch.y, batch.targeted), first)
         return grad, value
 
     def _step(self, s: _State, share: float) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import Model, attack, gradient, spec_of
-from src.losses import cross_entropy, fooled
+from src.attacks.core import attack, gradient, spec_of
+from src.attacks.model import Model, succeeds
+from src.losses import cross_entropy
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS, Count
 from src.threat import ThreatModel, norm_of
@@ -48,7 +49,7 @@ def autoattack(
         second = ("apgd", {"steps": steps, "loss": "margin"})
     members = [("apgd", {"steps": steps}), second, ("fmn", {"steps": steps}), ("square", {"queries": queries})]
     x_adv_full, batch = x.clone(), ActiveBatch(model, x, y, threat, rng, targeted)
-    batch.keep(~fooled(model(x), y, targeted))
+    batch.keep(~succeeds(model, x, model(x), y, targeted))
     for name, options in members:
         member = ATTACKS[name]
         if threat.norm not in spec_of(name).norms or not len(batch):
@@ -56,7 +57,7 @@ def autoattack(
         x_adv = member(batch.model, batch.x, batch.y, batch.threat, rng=batch.rng, targeted=targeted, **options)
         # An example that no member fools keeps the last member's point of the ball.
         x_adv_full[batch.index] = x_adv
-        batch.keep(~fooled(batch.model(x_adv), batch.y, targeted))
+        batch.keep(~succeeds(batch.model, x_adv, batch.model(x_adv), batch.y, targeted))
     return x_adv_full
 
 

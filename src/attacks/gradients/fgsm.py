@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from src.attacks.core import Model, attack, finite_budgets, gradient
+from src.attacks.core import attack, finite_budgets, gradient
+from src.attacks.model import Model
 from src.losses import LOSSES, LossName
 from src.random_streams import RandomStreams
 from src.threat import ThreatModel, column

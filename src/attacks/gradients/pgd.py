@@ -4,16 +4,18 @@ In l1 a step changes the largest entries of the gradient, as in SLIDE (Tramer an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import Best, Model, attack, check_interval, finite_budgets
-from src.losses import LOSSES, LossName, fooled
+from src.attacks.active_batch import ActiveBatch, Objective
+from src.attacks.core import Best, attack, check_interval, cosine, finite_budgets
+from src.attacks.model import Model, succeeds
+from src.losses import LOSSES, LossName
 from src.random_streams import RandomStreams
-from src.registry import Count, Fraction, Positive
+from src.registry import Count, Fraction, NonNegative
 from src.threat import ThreatModel, column, norm_of
 
 
@@ -33,7 +35,7 @@ def pgd(
     rng: RandomStreams,
     targeted: bool,
     steps: Count = 40,
-    step: Positive = 2.5,
+    step: NonNegative = 0.0,
     restarts: Count = 1,
     random_start: bool = True,
     momentum: Fraction = 0.0,
@@ -45,7 +47,7 @@ def pgd(
 
     Args:
         steps: gradient steps per restart.
-        step: step size in units of eps / steps.
+        step: step size in units of eps / steps; 0: it falls from eps to 0 along half a cosine.
         restarts: independent runs from random starts; each example keeps its best iterate.
         random_start: start from a random point of the ball.
         momentum: weight of the previous direction.
@@ -53,39 +55,67 @@ def pgd(
         early_exit: an example stops at its first success; otherwise its loss is maximized to the end.
         sparsity: share of the entries that one l1 step changes.
     """
-    eps, best = finite_budgets(threat, x), Best.of(x)
+    threat, best = replace(threat, eps=finite_budgets(threat, x)), Best.of(x)
     for _ in range(restarts):
-        batch, step_size = ActiveBatch(model, x, y, threat, rng, targeted, best), column(eps * (step / steps), x)
-        if early_exit:
-            (step_size,) = batch.keep(~best.success, step_size)
-            if not len(batch):
-                break
-        x_adv = batch.threat.random_start(batch.x, batch.rng) if random_start else batch.x.clone()
-        box = batch.threat.box(batch.x) if threat.norm == "linf" else None
-        velocity = torch.zeros_like(x_adv) if momentum else None
-        for iteration in range(steps):
-            grad = batch.gradient_at(x_adv, loss, first=early_exit)
-            if early_exit and iteration % check_interval(x) == 0:
-                x_adv, grad, step_size, box, velocity = batch.keep(
-                    ~batch.best.success, x_adv, grad, step_size, box, velocity
-                )
-                if not len(batch):
-                    break
-            if velocity is not None:
-                size = column(norm_of(grad, "l1"), grad).clamp_min_(1e-30)
-                grad = velocity.mul_(momentum).add_(grad.div_(size)).clone()
-            if box:
-                x_adv.addcmul_(grad.sign_(), step_size).clamp_(*box)
-            else:
-                ball = batch.threat
-                direction = ball.ascent(grad) if ball.norm == "l2" else _sparse(ball.masked(grad), sparsity)
-                x_adv = ball.project(x_adv.addcmul_(direction, step_size), batch.x)
-        if len(batch):
-            logits = batch.model(x_adv)
-            value, success = LOSSES[loss](logits, batch.y, targeted), fooled(logits, batch.y, targeted)
-            batch.best.update(x_adv, value, success, early_exit)
-        batch.finish()
+        climb(
+            ActiveBatch(model, x, y, threat, rng, targeted, best), y, steps=steps, step=step,
+            random_start=random_start, momentum=momentum, early_exit=early_exit, sparsity=sparsity,
+            objective=lambda logits, y, _: LOSSES[loss](logits, y, targeted),
+        )  # fmt: skip
     return best.x
+
+
+def climb(
+    batch: ActiveBatch,
+    target: Tensor,
+    *,
+    objective: Objective,
+    steps: int,
+    step: float = 0.0,
+    random_start: bool = False,
+    momentum: float = 0.0,
+    early_exit: bool = True,
+    sparsity: float = 0.01,
+) -> None:
+    """One run of PGD, with `early_exit` only on the examples without a success; updates the best of the batch.
+
+    Args:
+        batch: with a finite eps.
+        target: classes that the objective gets, [batch].
+        objective: what the steps maximize.
+
+    The other arguments are those of `pgd`.
+    """
+    if early_exit:
+        (target,) = batch.keep(~batch.best.success, target)
+        if not len(batch):
+            return
+    eps = column(batch.threat.budgets(batch.x), batch.x)
+    x_adv = batch.threat.random_start(batch.x, batch.rng) if random_start else batch.x.clone()
+    box = batch.threat.box(batch.x) if batch.threat.norm == "linf" else None
+    velocity = torch.zeros_like(x_adv) if momentum else None
+    for iteration in range(steps):
+        grad = batch.gradient_of(x_adv, target, objective, first=early_exit)
+        if early_exit and iteration % check_interval(x_adv) == 0:
+            x_adv, grad, eps, target, box, velocity = batch.keep(
+                ~batch.best.success, x_adv, grad, eps, target, box, velocity
+            )
+            if not len(batch):
+                return
+        if velocity is not None:
+            size = column(norm_of(grad, "l1"), grad).clamp_min_(1e-30)
+            grad = velocity.mul_(momentum).add_(grad.div_(size)).clone()
+        step_size = eps * (step / steps if step else cosine(iteration, steps, 1.0, 0.0))
+        if box:
+            x_adv.addcmul_(grad.sign_(), step_size).clamp_(*box)
+        else:
+            ball = batch.threat
+            direction = ball.ascent(grad) if ball.norm == "l2" else _sparse(ball.masked(grad), sparsity)
+            x_adv = ball.project(x_adv.addcmul_(direction, step_size), batch.x)
+    logits = batch.model(x_adv)
+    success = succeeds(batch.model, x_adv, logits, batch.y, batch.targeted)
+    batch.best.update(x_adv, objective(logits, batch.y, target), success, early_exit)
+    batch.finish()
 
 
 def _sparse(grad: Tensor, sparsity: float) -> Tensor:

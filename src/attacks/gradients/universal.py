@@ -11,7 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from src.attacks.core import Model, attack, finite_budgets, gradient, narrow
+from src.attacks.core import attack, finite_budgets, gradient
+from src.attacks.model import Model, narrow
 from src.losses import LOSSES, LossName, fooled
 from src.random_streams import RandomStreams
 from src.registry import Count, Fraction, Positive

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import Model, attack
+from src.attacks.core import attack
 from src.attacks.labels.oracle import Oracle, bisect, start, within
+from src.attacks.model import Model
 from src.random_streams import RandomStreams
 from src.registry import Count, Positive
 from src.threat import ThreatModel, column, norm_of

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.attacks.active_batch import ActiveBatch, State
-from src.attacks.core import narrow
-from src.losses import fooled
+from src.attacks.model import narrow, succeeds
 from src.threat import ThreatModel, column, norm_of
 
 LEVELS = (1 / 64, 1 / 16, 1 / 4, 1, 4, 16)
@@ -41,7 +40,8 @@ class Oracle:
         if len(index):
             self.used[index] += 1
             model = self.batch.model if len(index) == len(selected) else narrow(self.batch.model, index)
-            success[index] = fooled(model(x_adv[index]), self.batch.y[index], self.batch.targeted)
+            asked = x_adv[index]
+            success[index] = succeeds(model, asked, model(asked), self.batch.y[index], self.batch.targeted)
         return success
 
     def keep(self, active: Tensor, *state: *State) -> tuple[*State]:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import Best, Model, attack, check_interval, gradient
+from src.attacks.core import Best, attack, check_interval, gradient
 from src.attacks.minimum_norm.ddn import nearest
 from src.attacks.minimum_norm.search import SLACK, Search
+from src.attacks.model import Model, confirmed
 from src.losses import margin
 from src.random_streams import RandomStreams
 from src.registry import Count, NonNegative, Positive
@@ -111,7 +112,7 @@ def _first_crossing(
         crossed = best.success
         size = norm_of(x_adv - x, "l2")
         first_norm = torch.where(crossed, first_norm, size)
-        best.update(x_adv, -size.square(), value > goal, first=True)
+        best.update(x_adv, -size.square(), confirmed(model, x_adv, value > goal, y, targeted), first=True)
         if iteration == CROSSING_STEPS or (iteration % check_interval(x) == 0 and bool(best.success.all())):
             break
         direction = threat.masked(grad)
@@ -133,7 +134,7 @@ def _descend(
         grad, value, _ = gradient(batch.model, x_adv, lambda logits: margin(logits, batch.y, batch.targeted))
         delta = x_adv - batch.x
         square = delta.flatten(1).square().sum(1)
-        success = value > goal
+        success = confirmed(batch.model, x_adv, value > goal, batch.y, batch.targeted)
         reached |= success
         batch.best.update(x_adv, -square, success, first=False)
         objective = square + c * (goal - value).clamp_min(0)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import Model, gradient
+from src.attacks.core import gradient
+from src.attacks.model import Model, confirmed
 from src.losses import margin
 from src.random_streams import RandomStreams
 from src.threat import ThreatModel, column, norm_of
@@ -47,7 +48,7 @@ class Search(ActiveBatch):
         return self._enter(x_adv, margin(self.model(x_adv), self.y, self.targeted))
 
     def _enter(self, x_adv: Tensor, value: Tensor) -> Tensor:
-        success = value > self.goal
+        success = confirmed(self.model, x_adv, value > self.goal, self.y, self.targeted)
         self.best.update(x_adv, -norm_of(x_adv - self.x, self.threat.norm), success, first=False)
         return success
 
@@ -101,7 +102,8 @@ def minimize(
     A failure is returned unchanged; results that exceed a finite eps are projected."""
     grad, value, _ = gradient(model, x, lambda logits: margin(logits, y, targeted))
     goal, out, batch = SLACK * value.abs(), x.clone(), ActiveBatch(model, x, y, threat, rng, targeted)
-    grad, value, goal = batch.keep(value <= goal, grad, value, goal)
+    done = confirmed(model, x, value > goal, y, targeted)
+    grad, value, goal = batch.keep(~done, grad, value, goal)
     if len(batch):
         active_search = Search(batch, grad, value, goal)
         search(active_search)
@@ -119,8 +121,3 @@ def predicted(grad: Tensor, value: Tensor, x: Tensor, norm: str) -> Tensor:
     slope = norm_of(grad, DUAL[norm]).clamp_min(1e-30)
     level = norm_of(x, "l1" if norm == "l0" else norm) / 10
     return (value.abs() * (1 + SLACK) / slope).minimum(torch.where(level > 0, level, 1.0)).clamp_min(1e-12)
-
-
-def cosine(iteration: int, steps: int, first: float, last: float) -> float:
-    """Value of a schedule from `first` to `last` along half a cosine."""
-    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * iteration / steps))

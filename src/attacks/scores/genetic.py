@@ -10,7 +10,8 @@ from annotated_types import Ge
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import Model, attack, finite_budgets
+from src.attacks.core import attack, finite_budgets
+from src.attacks.model import Model
 from src.random_streams import RandomStreams
 from src.registry import Count, Fraction, Positive
 from src.threat import ThreatModel, column

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import Model, attack
+from src.attacks.core import attack
+from src.attacks.model import Model
 from src.random_streams import RandomStreams
 from src.registry import Count, NonNegative
 from src.threat import ThreatModel, column

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import Model, attack, finite_budgets
+from src.attacks.core import attack, finite_budgets
+from src.attacks.model import Model
 from src.attacks.scores.estimated_gradient import Tensors, follow
 from src.random_streams import RandomStreams
 from src.registry import Count, Positive
