@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from src.attacks import core
+from src.attacks.model import narrow
 from src.budget import Budget
 from src.datasets.crafted import CraftedStore
 from src.datasets.store import Clips
@@ -177,6 +178,32 @@ def test_the_wav_is_what_was_attacked(
         if mask == "silence":
             assert not steps[10000:].any()
     assert successes or eps == "0.0002" or name in ("random_signs", "time_shuffled", "fgsm", "kenansville", "square")
+
+
+@pytest.mark.parametrize("inversion", ["gain_mask", "griffin_lim"])
+def test_through_audio_attacks_what_the_wav_gives(victim: Victim, clips: Clips, tmp_path: Path, inversion: str) -> None:
+    """The attacked model is the victim on the wav, at every point and of every part of a batch."""
+    part = padded(clips.select(range(4)))
+    keys = {"stage": "log_mel", "through": "audio", "mask": "silence"}
+    crafter = Crafter(victim, AttackSettings(**keys), INVERSIONS[inversion], torch.device("cpu"))
+    x, valid, _, z = crafter.load(part)
+    chosen = torch.tensor([2, 0])
+    model = narrow(crafter.attacked_model(part.ids, x, valid), chosen)
+    moved = z[chosen] + 0.3 * torch.randn(z[chosen].shape, generator=torch.Generator().manual_seed(0))
+    ids = tuple(part.ids[i] for i in chosen)
+    wav = (crafter._to_audio(moved, x[chosen], valid[chosen], ids) * 32768).round().clamp(-32768, 32767) / 32768
+    with torch.no_grad():
+        torch.testing.assert_close(model(moved), victim(wav), rtol=1e-4, atol=1e-4)
+    rows = [o.row for o in outcomes(victim, part, tmp_path, "pgd", "1", inversion, **keys)]
+    if inversion == "gain_mask":
+        plain = [o.row for o in outcomes(victim, part, tmp_path, "pgd", "1", inversion, **keys | {"through": "stage"})]
+        assert sum(row["success_wav"] for row in rows) >= sum(row["success_wav"] for row in plain)
+        assert any(row["success_wav"] for row in rows)
+
+
+def test_through_audio_needs_an_inversion() -> None:
+    with pytest.raises(ValueError, match="stage = waveform has none"):
+        AttackSettings(through="audio")
 
 
 def test_a_linf_budget_below_one_step_of_16_bits_is_refused() -> None:

@@ -335,4 +335,4 @@ def test_attacks_without_eot_repeat_on_a_random_model(tone_clips: Clips) -> None
 def test_a_model_without_randomness_is_attacked_as_it_is(tone_clips: Clips) -> None:
     settings = AttackSettings(names=("pgd",), adaptive=False)
     crafter = Crafter(make_victim({"name": "quantize"}), settings, INVERSIONS["gain_mask"], CPU)
-    assert crafter.attacked_model(tone_clips.ids, tone_clips.valid()) is crafter.frozen_tail
+    assert crafter.attacked_model(tone_clips.ids, tone_clips.waveforms(), tone_clips.valid()) is crafter.frozen_tail

@@ -93,7 +93,7 @@ def on_clips(
     with tqdm(desc=f"searching {name} for signs of failure", total=1, leave=False):
         return sanity_checks.check(
             with_options(name, config.component("ATTACK", name), crafter.victim.sample_rate),
-            crafter.true_tail(valid), crafter.attacked_model(part.ids, valid), z, y,
+            crafter.true_tail(valid), crafter.attacked_model(part.ids, x, valid), z, y,
             crafter.threat(x, z, valid, name, eps), streams=lambda purpose: crafter.streams(part.ids, purpose),
             targeted=settings.targeted, is_adaptive=settings.adaptive, undefended=transfer_from,
             has_budget=spec_of(name).has_budget,
@@ -112,7 +112,7 @@ def plant_and_search(config: Config, attacked: Sequence[AttackedModel], clips: C
             if eps and not is_control(name) and not spec_of(name).fitted:
                 outcome = self_test(
                     with_options(name, config.component("ATTACK", name), crafter.victim.sample_rate),
-                    crafter.attacked_model(part.ids, valid), z,
+                    crafter.attacked_model(part.ids, x, valid), z,
                     crafter.threat(x, z, valid, name, eps),
                     streams=lambda purpose, crafter=crafter: crafter.streams(part.ids, purpose),  # type: ignore[misc]
                 )  # fmt: skip

@@ -23,6 +23,7 @@ from src.evaluation.call_counter import CallCounter
 from src.evaluation.masks import sample_mask
 from src.evaluation.predict import predicted_labels
 from src.evaluation.settings import AttackSettings
+from src.evaluation.through_audio import ThroughAudio
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
@@ -103,13 +104,24 @@ class Crafter:
     def streams(self, ids: tuple[str, ...], purpose: str) -> RandomStreams:
         return RandomStreams(self.settings.seed, ids, purpose)
 
-    def attacked_model(self, ids: tuple[str, ...], valid: Tensor) -> Model:
+    def attacked_model(self, ids: tuple[str, ...], x: Tensor, valid: Tensor) -> Model:
         """What an attack gets to see of these clips: the fast copy, through BPDA and EOT where a stage needs it.
         Without them a randomized stage is drawn once per call, from the streams of the clips, so that runs repeat."""
         chain = with_lengths(self.frozen_tail, valid, self.head)
-        if not self.settings.adaptive:
-            return Eot(chain, 1, self.streams(ids, "eot")).eval() if is_randomized(chain) else chain
-        return adaptive(chain, rng=self.streams(ids, "eot"), draws=self.settings.eot_draws)
+        model: Model = chain
+        if self.settings.adaptive:
+            model = adaptive(chain, rng=self.streams(ids, "eot"), draws=self.settings.eot_draws)
+        elif is_randomized(chain):
+            model = Eot(chain, 1, self.streams(ids, "eot")).eval()
+        return self.through(model, ids, x, valid)
+
+    def through(self, model: Model, ids: tuple[str, ...], x: Tensor, valid: Tensor) -> Model:
+        """A model of the attacked representation, behind the inversion where the settings say so."""
+        if self.settings.through == "stage":
+            return model
+        return ThroughAudio(
+            model, lambda wav: once(self.head, wav, self.streams(ids, "head")), self._to_audio, x, valid, ids
+        )
 
     def true_tail(self, valid: Tensor) -> Chain:
         """The true model from the attacked representation of clips with these valid samples to logits."""
@@ -141,7 +153,7 @@ class Crafter:
         x, valid, y, z = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         supplied = {"sample_rate": self.victim.sample_rate} if spec_of(name).needs_sample_rate else {}
         return registered_attack(name).fit(
-            self.attacked_model(clips.ids, valid), z, self.targets(y, clips.ids) if self.settings.targeted else y,
+            self.attacked_model(clips.ids, x, valid), z, self.targets(y, clips.ids) if self.settings.targeted else y,
             self.threat(x, z, valid, name, eps), rng=self.streams(clips.ids, f"fit {name}"),
             targeted=self.settings.targeted, **options, **supplied,
         )  # fmt: skip
@@ -175,7 +187,7 @@ class Crafter:
         target = self.targets(y, ids)
         # A clip that is already wrong needs no attack, unless it shall become something particular.
         todo = torch.arange(len(y), device=y.device) if targeted else (clean == y).nonzero().flatten()
-        counter = CallCounter.start(narrow(self.attacked_model(ids, valid), todo), len(todo))
+        counter = CallCounter.start(narrow(self.attacked_model(ids, x, valid), todo), len(todo))
         start = self._clock()
         x_adv = function(
             counter, z[todo], (target if targeted else y)[todo], threat.select(todo),

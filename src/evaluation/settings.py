@@ -29,6 +29,8 @@ class AttackSettings:
         norm: of the perturbation at that stage; a minimum-norm attack that does not support it uses its default norm.
         eps: budgets, each in units of the stage or as an SNR such as 30 dB; minimum-norm attacks ignore them. At the
             waveform a linf budget is rounded down to whole steps of 16-bit samples.
+        through: what the iterates of an attack pass on their way to the model: the stages behind the attacked one
+            (stage), or the inversion and 16 bits as well (audio), so that a success is one that survives on the wav.
         mask: exclude the padding from the perturbation, the padding and all silence, or nothing (none).
         silence_db: a 20-ms frame is silence if its energy is this far below that of the clip's loudest frame.
         targeted: aim at a random other label, drawn per clip, instead of any misclassification.
@@ -47,6 +49,7 @@ class AttackSettings:
     stage: str = WAVEFORM
     norm: Literal["linf", "l2", "l1", "l0"] = "linf"
     eps: Listed[Eps] = (Budget(0.0005), Budget(0.002))
+    through: Literal["stage", "audio"] = "stage"
     mask: Literal["padding", "silence", "none"] = "padding"
     silence_db: Positive = 40.0
     targeted: bool = False
@@ -66,6 +69,8 @@ class AttackSettings:
             spec.check(norm, self.targeted, self.stage == WAVEFORM)
             if spec.fitted and self.targeted:
                 raise ValueError(f"{spec.name} has one result for all clips, but targets differ; set targeted = no")
+        if self.stage == WAVEFORM and self.through == "audio":
+            raise ValueError("through = audio puts an inversion into the loop, and stage = waveform has none")
         if self.stage == WAVEFORM and self.norm == "linf":
             for eps in self.eps:
                 if not eps.is_snr and 0 < eps.value < LSB * (1 - 1e-6):

@@ -30,7 +30,7 @@ def standard(
     rng: RandomStreams,
     targeted: bool,
     steps: Count = 20,
-    apgd_steps: Count = 60,
+    apgd_steps: Count = 100,
     targets: Natural = 3,
 ) -> Tensor:
     """The evaluation to run: margin steps that decay, then targeted APGD towards the likeliest other classes.
@@ -59,7 +59,7 @@ def quick(
     rng: RandomStreams,
     targeted: bool,
     steps: Count = 20,
-    targets: Natural = 2,
+    targets: Natural = 3,
 ) -> Tensor:
     """A first impression at a quarter of the cost of `standard`: the same decaying steps, untargeted and targeted.
 
