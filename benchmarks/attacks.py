@@ -19,6 +19,8 @@ from src.threat import ThreatModel
 from src.victims.victim import Victim
 
 STEPS = 40
+STEP = 1 / 32768
+"""Of the 16-bit grid that our attacks work on; the peers' results are not rounded."""
 FOOLBOX_STEPS = (1e-4, 1e-3)
 """Of foolbox's CW: the best median L2 on validation clips (of 5e-5 to 3e-3 and first c of 1e-3 to 10), and a fast one
 that stops early."""
@@ -82,7 +84,7 @@ def run(victim: Victim, x: Tensor, repeats: int, eps: tuple[float, ...] = (2e-4,
         ("frozen model's passes", "ours"): lambda: raw_limit(frozen, x, y, STEPS),
     }
     for budget in eps:
-        threat = ThreatModel("linf", budget, (-1.0, 1.0))
+        threat = ThreatModel("linf", budget, (-1.0, 1 - STEP), grid=STEP)
 
         def ours(early_exit: bool, threat: ThreatModel = threat) -> Tensor:
             return ATTACKS["pgd"](

@@ -18,14 +18,36 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks import attacks, certify, data_path, front_end, inversion, minimum_norm, scale, strength  # noqa: E402
+from benchmarks import (  # noqa: E402
+    attacks,
+    certify,
+    data_path,
+    default_evaluation,
+    front_end,
+    grid,
+    inversion,
+    minimum_norm,
+    scale,
+    strength,
+)
 from src.datasets import store  # noqa: E402
 from src.datasets.prepare import DataSettings, prepare  # noqa: E402
 from src.output import results  # noqa: E402
 from src.victims import checkpoint  # noqa: E402
 from src.victims.victim import Victim  # noqa: E402
 
-NAMES = ("data_path", "front_end", "inversion", "attacks", "minimum_norm", "strength", "certify", "scale")
+NAMES = (
+    "data_path",
+    "front_end",
+    "inversion",
+    "attacks",
+    "grid",
+    "default_evaluation",
+    "minimum_norm",
+    "strength",
+    "certify",
+    "scale",
+)
 
 
 def processor() -> str:
@@ -57,6 +79,11 @@ def measure(
         return inversion.run(x[:16], clips.sample_rate, repeats)
     if name == "attacks":
         return attacks.run(victim, x[:32], repeats)
+    if name == "grid":
+        return grid.run(victim, x, 1)
+    if name == "default_evaluation":
+        chosen = torch.arange(0, len(clips), max(1, len(clips) // 100))[:100]
+        return default_evaluation.run(others, clips.waveforms(chosen), clips.labels[chosen])
     if name == "minimum_norm":
         return minimum_norm.run(victim, x, 1)
     if name == "strength":

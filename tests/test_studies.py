@@ -10,7 +10,9 @@ import torch
 
 from benchmarks import attacks as bench_attacks
 from benchmarks import certify as bench_certify
+from benchmarks import default_evaluation as bench_default_evaluation
 from benchmarks import front_end as bench_front_end
+from benchmarks import grid as bench_grid
 from benchmarks import inversion as bench_inversion
 from benchmarks import minimum_norm as bench_minimum_norm
 from benchmarks import scale as bench_scale
@@ -77,6 +79,24 @@ def test_strength_benchmark_judges_both(clips: Clips, victim: Victim) -> None:
     rows = bench_strength.run({"tiny": victim}, x, victim(x).argmax(1), eps=0.5, steps=3)
     assert len(ratios(rows)) == 2
     assert {row["unit"] for row in rows} == {"robust accuracy", "s"}
+
+
+def test_default_evaluation_benchmark_counts_passes(clips: Clips, victim: Victim) -> None:
+    x = clips.waveforms(slice(3))
+    options = {"autoattack": {"steps": 3, "targets": 2, "queries": 5}, "standard": {"steps": 3, "apgd_steps": 3}}
+    rows = bench_default_evaluation.run({"tiny": victim}, x, victim(x).argmax(1), options)
+    assert [row["unit"] for row in rows] == ["robust accuracy", "backward passes per clip", "s per clip"] * 2
+    assert 0 < rows[1]["ours"] <= 3 + 3 * 4
+    assert len(ratios(rows)) == 6
+
+
+def test_grid_benchmark_compares_with_and_without(clips: Clips, victim: Victim) -> None:
+    cases = (("pgd", "linf", 5e-4, {"steps": 2}), ("ddn", "l2", float("inf"), {"steps": 20}))
+    rows = bench_grid.run(victim, clips.waveforms(slice(2)), 1, cases)
+    assert [row["unit"] for row in rows] == ["s", "passes per clip", "s", "passes per clip", "median L2"]
+    assert rows[1]["ours"] >= 3
+    assert all(ratio > 0 for ratio in ratios(rows[:4]))
+    assert rows[4]["ours"] > 0
 
 
 def test_minimum_norm_and_certify_benchmarks_measure_something(

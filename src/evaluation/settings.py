@@ -45,7 +45,7 @@ class AttackSettings:
         checks: clips on which every attack is checked for signs of failure; 0 for none.
     """
 
-    names: Listed[ATTACKS.Name] = ("fgsm", "pgd", "cw")  # type: ignore[name-defined]
+    names: Listed[ATTACKS.Name] = ("standard", "cw")  # type: ignore[name-defined]
     stage: str = WAVEFORM
     norm: Literal["linf", "l2", "l1", "l0"] = "linf"
     eps: Listed[Eps] = (Budget(0.0005), Budget(0.002))

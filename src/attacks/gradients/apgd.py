@@ -153,6 +153,9 @@ class _State:
     density: Tensor
     """l1: share of the entries that a step changes; then the entries changed at the last checkpoint."""
     entries: Tensor
+    low: Tensor
+    """linf: the box that the iterates stay in; otherwise unused."""
+    high: Tensor
 
     def select(self, index: Tensor) -> _State:
         return _State(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
@@ -170,10 +173,11 @@ class _Run:
         batch, x = self.batch, self.batch.x
         grad, value = self._gradient_at(x_adv, target, early_exit)
         eps, zeros = batch.threat.budgets(x), torch.zeros_like(value)
+        low, high = batch.threat.box(x) if batch.threat.norm == "linf" else (x, x)
         s = _State(
             target=target, x_adv=x_adv, previous=x_adv, grad=grad, value=value, top=value, top_x=x_adv,
             top_grad=grad, step=eps if self.sparse else 2 * eps, rises=zeros, checked=value, halved=zeros + 1,
-            density=zeros + 0.2, entries=zeros + x[0].numel(),
+            density=zeros + 0.2, entries=zeros + x[0].numel(), low=low, high=high,
         )  # fmt: skip
         window = max(int((0.04 if self.sparse else 0.22) * self.steps), 1)
         since = 0
@@ -210,6 +214,10 @@ class _Run:
 
     def _step(self, s: _State, share: float) -> Tensor:
         x, threat = self.batch.x, self.batch.threat
+        if threat.norm == "linf":
+            projected = s.grad.sign().mul_(column(s.step, x)).add_(s.x_adv).clamp_(s.low, s.high)
+            momentum = s.x_adv.lerp(projected, share).add_(s.x_adv - s.previous, alpha=1 - share)
+            return momentum.clamp_(s.low, s.high)
         projected = threat.project(s.x_adv + column(s.step, x) * threat.ascent(s.grad), x)
         return threat.project(s.x_adv + share * (projected - s.x_adv) + (1 - share) * (s.x_adv - s.previous), x)
 
