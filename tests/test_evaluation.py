@@ -180,6 +180,18 @@ def test_the_wav_is_what_was_attacked(
     assert successes or eps == "0.0002" or name in ("random_signs", "time_shuffled", "fgsm", "kenansville", "square")
 
 
+@pytest.mark.parametrize("stage", ["magnitude", "mel", "log_mel", "normalize"])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", "55 dB"), ("l2", "55 dB"), ("l1", "0.5")])
+def test_what_an_attack_made_is_feasible(
+    victim: Victim, clips: Clips, tmp_path: Path, stage: str, norm: str, eps: str
+) -> None:
+    """Small budgets at large values, where float32 rounds by more than a share of eps."""
+    for name in ("pgd", "fgsm" if norm == "l1" else "square", "random_signs"):
+        keys = {"stage": stage, "norm": norm, "names": (name,)}
+        for outcome in outcomes(victim, clips.select(range(4)), tmp_path, name, eps, **keys):
+            assert outcome.row["feasible"], name
+
+
 @pytest.mark.parametrize("inversion", ["gain_mask", "griffin_lim"])
 def test_through_audio_attacks_what_the_wav_gives(victim: Victim, clips: Clips, tmp_path: Path, inversion: str) -> None:
     """The attacked model is the victim on the wav, at every point and of every part of a batch."""

@@ -20,7 +20,8 @@ from src.training import TrainingSettings, fit
 from src.training.methods.gradient_penalty import gradient_penalty
 from src.training.methods.learner import Learner
 from src.training.methods.standard import standard
-from src.training.run import TrainingRun, faster_in_channels_last
+from src.training.optimizer import faster_in_channels_last
+from src.training.run import TrainingRun
 from src.training.settings import model_name
 from src.victims import checkpoint
 from src.victims.victim import Victim
