@@ -13,14 +13,15 @@ from src.attacks.core import spec_of
 from src.commands.attack import AttackedModel, attack_runs
 from src.config import Config
 from src.datasets.store import Clips
-from src.evaluation import sanity_checks, summary, with_options
+from src.evaluation import indicators, sanity_checks, summary, with_options
+from src.evaluation.indicators import Indicator
 from src.evaluation.planted_test import self_test
 from src.evaluation.summary import Row
 from src.files import fingerprint
 from src.threat import Budget
 from src.victims.chain import with_lengths
 
-Signs = dict[str, list[sanity_checks.Indicator]]
+Signs = dict[str, list[Indicator]]
 
 
 def is_control(name: str) -> bool:
@@ -57,30 +58,33 @@ def search(
         for name, eps in reversed(first_eps.items()):
             title = f"{model}, {name}"
             rows_of_attack = [row for row in rows if (row["model"], row["attack"]) == (model, name)]
-            indicators = over_rows(config, rows_of_attack, eps)
-            depends = {**identity, "model": entry.model.weights, "attack": name, "eps": str(eps), "on": part.ids}
+            found = over_rows(config, rows_of_attack, eps)
+            depends = {**identity, "model": entry.model.weights, "attack": name, "eps": str(eps), "on": part.ids,
+                       "rules": sanity_checks.RULES}  # fmt: skip
             searched[title] = fingerprint(depends)
             if earlier.get("searched", {}).get(title) == searched[title]:
-                known = [sanity_checks.Indicator(**facts) for facts in earlier["signs"][title]]
-                indicators += [indicator for indicator in known if indicator.name not in sanity_checks.OVER_ROWS]
+                known = [Indicator(**facts) for facts in earlier["signs"][title]]
+                found += [indicator for indicator in known if indicator.name not in indicators.OVER_ROWS]
             elif len(part) and not spec_of(name).fitted:  # the other signs come from attacking these clips anew
-                indicators += on_clips(config, entry, part, name, eps)
-            signs[title] = indicators
+                found += on_clips(config, entry, part, name, eps)
+            signs[title] = found
     return signs, searched
 
 
-def over_rows(config: Config, rows: Sequence[Row], eps: Budget | None) -> list[sanity_checks.Indicator]:
+def over_rows(config: Config, rows: Sequence[Row], eps: Budget | None) -> list[Indicator]:
     """The signs that the rows of one attack on one model show."""
-    signs, budgets = [sanity_checks.lost_on_wav(rows)], config.attack.eps
+    signs, budgets = [indicators.lost_on_wav(rows)], config.attack.eps
     if eps and len(budgets) > 1 and len({budget.is_snr for budget in budgets}) == 1:
-        sign = -1 if eps.is_snr else 1
-        signs.append(sanity_checks.not_monotone({sign * p["eps"]: p["accuracy"] for p in summary.points(rows)}))
+        curve: dict[float, dict[str, bool]] = {}
+        for row in rows:
+            budget = Budget.parse(row["eps"])
+            size = -budget.value if budget.is_snr else budget.value
+            curve.setdefault(size, {})[row["id"]] = summary.still_right(row)
+        signs.append(indicators.not_monotone(curve))
     return signs
 
 
-def on_clips(
-    config: Config, attacked: AttackedModel, part: Clips, name: str, eps: Budget | None
-) -> list[sanity_checks.Indicator]:
+def on_clips(config: Config, attacked: AttackedModel, part: Clips, name: str, eps: Budget | None) -> list[Indicator]:
     """The signs that one attack on one model shows when it runs on these clips."""
     settings, crafter = config.attack, attacked.crafter
     x, valid, y, z = crafter.load(part)
@@ -93,11 +97,14 @@ def on_clips(
         transfer_from = with_lengths(tail, valid, head)
     with tqdm(desc=f"searching {name} for signs of failure", total=1, leave=False):
         return sanity_checks.check(
-            with_options(name, config.component("ATTACK", name), crafter.victim.sample_rate),
-            crafter.true_tail(valid), crafter.attacked_model(part.ids, valid), z, y,
-            crafter.threat(x, z, valid, name, eps), streams=lambda purpose: crafter.streams(part.ids, purpose),
-            targeted=settings.targeted, is_adaptive=settings.adaptive, undefended=transfer_from,
-            has_budget=spec_of(name).has_budget,
+            sanity_checks.Evaluation.of(
+                name, config.component("ATTACK", name),
+                attack=with_options(name, config.component("ATTACK", name), crafter.victim.sample_rate),
+                chain=crafter.true_tail(valid), model=crafter.attacked_model(part.ids, valid), x=z, y=y,
+                threat=crafter.threat(x, z, valid, name, eps),
+                streams=lambda purpose: crafter.streams(part.ids, purpose),
+                targeted=settings.targeted, is_adaptive=settings.adaptive, undefended=transfer_from,
+            )
         )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from src.registry import Count
 from src.threat import Budget, ThreatModel
 
 
-@attack("snr_pgd", kind="budget", norms=("l2", "linf"), access="gradients")
+@attack("snr_pgd", kind="budget", norms=("l2", "linf"), access="gradients", limited=True)
 def snr_pgd(
     model: Model,
     x: Tensor,
