@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments import self_test as self_test_study
+from src.datasets.store import Clips
 from src.evaluation import reference_search
-from src.evaluation.planted_test import SelfTest, plant, self_test
+from src.evaluation.planted_test import Problem, SelfTest, plant, self_test
 from src.losses import fooled
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS
@@ -166,3 +168,24 @@ def test_what_chance_finds_too_is_said_to_prove_little() -> None:
     assert "says little" in str(SelfTest(100, 100, 6, 6, 50))
     assert "says little" in str(SelfTest(100, 100, 0, 6, 50))
     assert "says little" not in str(SelfTest(100, 100, 5, 5, 50))
+
+
+def test_table_of_the_experiment(trained_net: Net, clips: Clips) -> None:
+    head, rule, row = self_test_study.table({"net": trained_net[0]}, clips.select(range(4)), ["linf 0.001"], points=3)  # type: ignore[dict-item]
+    cells = dict(zip(head.strip("| ").split(" | "), row.strip("| ").split(" | "), strict=True))
+    assert rule.count("---") == len(cells)
+    assert [cells[key] for key in ("model", "budget", "random point", "best of 3")] == [
+        "net",
+        "linf 0.001",
+        "0.00",
+        "0.00",
+    ]
+    assert cells["PGD-100"].startswith("1.00 [")
+    assert cells["crippled PGD-40"].startswith("0.00 [")
+
+
+def test_one_problem_gives_the_outcome_of_the_self_test(net: torch.nn.Module) -> None:
+    x, threat = torch.randn(8, 100), ThreatModel("linf", 0.1)
+    problem = Problem.of(net, x, threat, streams, points=5)
+    for attack in (ATTACKS["pgd"], partial(ATTACKS["pgd"], step=0.1)):
+        assert problem.test(attack) == self_test(attack, net, x, threat, streams=streams, points=5)

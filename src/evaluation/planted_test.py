@@ -130,6 +130,59 @@ def plant(
     return planted, point, is_planted & ~fooled(planted(x), zero)
 
 
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The planted problem of the clips where a point could be planted, to be attacked any number of times.
+
+    Attributes:
+        model: of the planted problem.
+        x: the clips, [planted, ...].
+        keep: their places in the batch, [planted] long.
+        threat: their budgets.
+        streams: purpose -> the random streams of the whole batch.
+        tries: whether random points are in class 1, [points, planted] bool.
+    """
+
+    model: Planted
+    x: Tensor
+    keep: Tensor
+    threat: ThreatModel
+    streams: Callable[[str], RandomStreams]
+    tries: Tensor
+
+    @classmethod
+    def of(
+        cls, model: Model, x: Tensor, threat: ThreatModel, streams: Callable[[str], RandomStreams], points: int
+    ) -> Problem:
+        """Plant, and try random points; the arguments and errors are those of `self_test`."""
+        if not bool(threat.budgets(x).isfinite().all()):
+            raise ValueError("the self-test needs a finite eps")
+        planted, _, is_planted = plant(model, x, threat, streams("plant"))
+        if not bool(is_planted.any()):
+            raise ValueError(
+                "the self-test could not plant an example: the model's outputs do not differ inside the ball"
+            )
+        keep = is_planted.nonzero().flatten()
+        x, threat, planted = x[keep], threat.select(keep), planted.select(keep)
+        rng = streams("self-test by chance").select(keep)
+        zero = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        with torch.no_grad():
+            tries = [
+                fooled(planted(reference_search.random_point(x, threat, rng)), zero) for _ in range(points)
+            ]  # fmt: skip
+        return cls(planted, x, keep, threat, streams, torch.stack(tries))
+
+    def test(self, attack: Callable[..., Tensor]) -> SelfTest:
+        """Attack: `attack(model, x, y, threat, rng=, targeted=)`, its keys bound."""
+        zero = torch.zeros(len(self.x), dtype=torch.long, device=self.x.device)
+        rng = self.streams("self-test").select(self.keep)
+        x_adv = attack(self.model, self.x, zero, self.threat, rng=rng, targeted=False)
+        with torch.no_grad():
+            found = fooled(self.model(x_adv), zero) & self.threat.contains(x_adv, self.x)
+        by_chance, by_search = int(self.tries[0].sum()), int(self.tries.any(0).sum())
+        return SelfTest(len(self.x), int(found.sum()), by_chance, by_search, len(self.tries))
+
+
 def self_test(
     attack: Callable[..., Tensor],
     model: Model,
@@ -152,20 +205,4 @@ def self_test(
     Raises:
         ValueError: an infinite budget, or no point could be planted (constant logits, say).
     """
-    if not bool(threat.budgets(x).isfinite().all()):
-        raise ValueError("the self-test needs a finite eps")
-    planted, _, is_planted = plant(model, x, threat, streams("plant"))
-    if not bool(is_planted.any()):
-        raise ValueError("the self-test could not plant an example: the model's outputs do not differ inside the ball")
-    keep = is_planted.nonzero().flatten()
-    x, threat, planted = x[keep], threat.select(keep), planted.select(keep)
-    zero = torch.zeros(len(x), dtype=torch.long, device=x.device)
-
-    def finds(x_adv: Tensor) -> Tensor:
-        with torch.no_grad():
-            return fooled(planted(x_adv), zero) & threat.contains(x_adv, x)
-
-    rng = streams("self-test by chance").select(keep)
-    tries = torch.stack([finds(reference_search.random_point(x, threat, rng)) for _ in range(points)])
-    found = finds(attack(planted, x, zero, threat, rng=streams("self-test").select(keep), targeted=False))
-    return SelfTest(len(x), int(found.sum()), int(tries[0].sum()), int(tries.any(0).sum()), points)
+    return Problem.of(model, x, threat, streams, points).test(attack)
