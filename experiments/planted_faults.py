@@ -89,7 +89,7 @@ class Clips:
         chain, undefended = with_lengths(tail, self.valid, head), with_lengths(victim.split(stage)[1], self.valid, head)
         model: Any = undefended if surrogate else chain
         if is_adaptive:
-            model = adaptive(model, rng=self.streams("eot"), draws=10)
+            model = adaptive(model, rng=self.streams("eot"), draws=5)
         elif is_randomized(model):
             model = Eot(model, 1, self.streams("eot")).eval()
         with torch.no_grad():

@@ -12,16 +12,24 @@ from experiments import planted_faults
 from experiments.planted_faults import BEGIN, END, FAULTS, PAGE, SOUND, Case, Clips, line
 from src.evaluation.indicators import Indicator, share
 from src.evaluation.sanity_checks import check
+from src.stages.front_ends import log_mel
 from src.victims.victim import Victim
 
+EPS = 0.0006
 SLOW = ("APGD in l1", "AutoAttack", "HopSkipJump", "CW", "NES", "Square", "magnitude", "EOT")
 """Left to the script, which runs all of them."""
 
 
 @pytest.fixture(scope="module")
 def few_clips(trained_net: tuple[Victim, Tensor, Tensor]) -> Clips:
-    victim, x, y = trained_net
-    return Clips(victim, x, y, torch.ones_like(x, dtype=torch.bool), eps=0.001)
+    """The middle quarter of a second of 12 clips, with the labels that the model gives them: four times faster."""
+    trained, x, _ = trained_net
+    x = x[:12, 6000:10000]
+    stages = log_mel(sample_rate=16000, n_samples=4000, normalize="clip_mean")
+    victim = Victim(stages, trained.classifier, classes=trained.classes, sample_rate=16000, n_samples=4000).frozen()  # type: ignore[arg-type]
+    with torch.no_grad():
+        y = victim(x).argmax(1)
+    return Clips(victim, x, y, torch.ones_like(x, dtype=torch.bool), eps=EPS)
 
 
 def few(cases: tuple[Case, ...]) -> list[Case]:
