@@ -43,7 +43,8 @@ def settings(folder: Path, eps: str) -> config.Config:
 )
 def test_accuracy_must_not_rise_with_the_budget(tmp_path: Path, eps: str, kept: dict[str, int], failed: bool) -> None:
     loaded = settings(tmp_path, eps)
-    lost, monotone = sanity.over_rows(loaded, rows(kept), loaded.attack.eps[0])
+    lost, infeasible, monotone = sanity.over_rows(loaded, rows(kept), loaded.attack.eps[0])
+    assert (infeasible.name, infeasible.failed) == ("infeasible", False)
     assert (lost.name, lost.failed) == ("lost_on_wav", False)
     assert (monotone.name, monotone.failed) == ("curve_not_monotone", failed)
     if failed:
@@ -53,9 +54,12 @@ def test_accuracy_must_not_rise_with_the_budget(tmp_path: Path, eps: str, kept: 
 def test_a_curve_needs_two_budgets_of_one_kind(tmp_path: Path) -> None:
     for eps in ("0.1", "0.1, 20 dB"):
         loaded = settings(tmp_path, eps)
-        assert [sign.name for sign in sanity.over_rows(loaded, rows({"0.1": 5}), Budget(0.1))] == ["lost_on_wav"]
+        assert [sign.name for sign in sanity.over_rows(loaded, rows({"0.1": 5}), Budget(0.1))] == [
+            "lost_on_wav",
+            "infeasible",
+        ]
     loaded = settings(tmp_path, "0.1, 0.2")
-    assert [sign.name for sign in sanity.over_rows(loaded, rows({"inf": 5}), None)] == ["lost_on_wav"]
+    assert [sign.name for sign in sanity.over_rows(loaded, rows({"inf": 5}), None)] == ["lost_on_wav", "infeasible"]
 
 
 def test_controls_are_told_by_what_they_are() -> None:

@@ -49,8 +49,11 @@ COMMANDS = [(path.relative_to(ROOT), command) for path in [*PAGES, *STUDIES] for
 
 
 def options_of(script: str) -> set[str]:
-    """The command-line options of a script: the keywords of its call of `cli.run`."""
+    """The command-line options of a script: the keywords of its call of `cli.run`, or what it adds to a parser."""
     calls = [node for node in ast.walk(ast.parse((ROOT / script).read_text())) if isinstance(node, ast.Call)]
+    added = {ast.literal_eval(call.args[0]) for call in calls if ast.unparse(call.func) == "parser.add_argument"}
+    if "cli.run" not in map(ast.unparse, (call.func for call in calls)):
+        return {option for option in added if option.startswith("--")}
     (run,) = [call for call in calls if ast.unparse(call.func) == "cli.run"]
     return {"--config", "--set", *(f"--{(keyword.arg or '').replace('_', '-')}" for keyword in run.keywords)}
 

@@ -156,10 +156,12 @@ def test_rows_of_other_settings_are_other_rows(workspace: Path, clips: Clips, ch
 def test_self_test_plants_and_searches(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = ["ATTACK.names=fgsm,pgd,ddn", "ATTACK.eps=0.002"]
+    args = ["ATTACK.names=fgsm,pgd,ddn,fmn", "ATTACK.eps=0.002"]
     assert run(workspace, monkeypatch, "selftest", *args, options=("--self-test",)) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "planted adversarial examples" in line]
-    assert [line.split(",")[1].strip() for line in lines] == ["fgsm", "pgd"], "each attack with a budget, no control"
+    printed = capsys.readouterr().out.splitlines()
+    lines = [line for line in printed if "planted adversarial examples" in line]
+    assert [line.split(",")[1].strip() for line in lines] == ["fgsm", "pgd", "fmn"], "each attack, no control"
+    assert "ddn: not tested (no norm linf)" in printed
     assert not (workspace / "selftest").exists()
 
 

@@ -24,7 +24,8 @@ from src.config import Config, load
 from src.datasets.crafted import CraftedStore, read_clips
 from src.datasets.store import Clips
 from src.distributed import Team
-from src.evaluation import AttackSettings, Crafter, Judge, sanity_checks
+from src.evaluation import AttackSettings, Crafter, Judge
+from src.evaluation.indicators import Indicator
 from src.registry import INVERSIONS
 from src.victims import checkpoint
 from src.victims.victim import Victim
@@ -247,9 +248,9 @@ def test_a_judge_scores_clips_whose_store_was_deleted(study: Study) -> None:
 def test_signs_of_a_retrained_model_are_measured_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[str] = []
 
-    def on_clips(loaded: Config, entry: AttackedModel, *args: object) -> list[sanity_checks.Indicator]:
+    def on_clips(loaded: Config, entry: AttackedModel, *args: object) -> list[Indicator]:
         measured.append(entry.model.weights[0])
-        return [sanity_checks.Indicator("reach", float(entry.model.weights[0]), 0.5, False, "")]
+        return [Indicator("reach", float(entry.model.weights[0]), 0.5, False, "")]
 
     monkeypatch.setattr(sanity, "on_clips", on_clips)
     command, manifest = study.command(), study.folder / "manifest.json"
@@ -298,16 +299,6 @@ def test_nothing_is_transferred_to_the_output_of_a_defense(study: Study) -> None
     at_waveform = study.attacked(model=trained(victim=victim)).undefended
     assert at_waveform is not None
     assert at_waveform.defenses == ()
-
-
-def test_no_verdict_without_a_check() -> None:
-    unmeasured = sanity_checks.lost_on_wav([])
-    lost = sanity_checks.lost_on_wav([{"correct": 1, "success_stage": 1, "success_wav": 0}])
-    for indicators in ([], [unmeasured], [lost]):
-        assert sanity_checks.sanity_verdict(indicators).startswith("not checked"), indicators
-    assert "100 % of the successes are lost on the wav" in sanity_checks.sanity_verdict([lost])
-    monotone = sanity_checks.not_monotone({0.1: 0.5, 0.2: 0.4})
-    assert sanity_checks.sanity_verdict([unmeasured, monotone]).startswith("no sign of failure in 1 checks")
 
 
 def test_the_self_test_names_what_it_does_not_test(study: Study, capsys: pytest.CaptureFixture[str]) -> None:

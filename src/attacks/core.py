@@ -123,6 +123,7 @@ def attack(
     targetable: bool = True,
     stages: Stages = "any",
     needs_sample_rate: bool = False,
+    limited: bool = False,
     check_options: Check | None = None,
     fit: FitFunction | None = None,
 ) -> Callable[[AttackFunction], RegisteredAttack]:
@@ -134,7 +135,7 @@ def attack(
         fit: for a fitted attack: `fit(model, x, y, threat, *, rng, targeted, <config keys>) -> tensors`. The decorated
             function then takes the keyword `fitted` with these tensors and has no config keys.
     """
-    spec = AttackSpec(name, kind, norms, targetable, access, stages, fit is not None, needs_sample_rate)
+    spec = AttackSpec(name, kind, norms, targetable, access, stages, fit is not None, needs_sample_rate, limited)
     register = ATTACKS.register(name, check_options=check_options, configured=fit)
     return lambda function: register(RegisteredAttack(spec, function, fit))
 

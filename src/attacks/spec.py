@@ -24,6 +24,8 @@ class AttackSpec:
         stages: the representations it applies to.
         fitted: whether it first learns from training clips (`RegisteredAttack.fit`) what it then applies to any clip.
         needs_sample_rate: whether it takes the keyword `sample_rate` (Hz), which the program supplies.
+        limited: whether its own options limit the perturbation besides eps (an SNR, a band, gains), so that it need
+            not use all of eps, and a larger one need not help it.
     """
 
     name: str
@@ -34,6 +36,7 @@ class AttackSpec:
     stages: Stages = "any"
     fitted: bool = False
     needs_sample_rate: bool = False
+    limited: bool = False
 
     @property
     def has_budget(self) -> bool:

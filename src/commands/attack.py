@@ -19,7 +19,8 @@ from src.config import Config
 from src.datasets.crafted import CraftedStore
 from src.datasets.store import Clips
 from src.distributed import Team
-from src.evaluation import ATTACK_KEY, Crafter, Judge, sanity_checks, summary
+from src.evaluation import ATTACK_KEY, Crafter, Judge, summary
+from src.evaluation.indicators import Indicator, sanity_verdict
 from src.evaluation.settings import FIT_KEYS
 from src.evaluation.summary import Row
 from src.files import fingerprint
@@ -192,7 +193,7 @@ def report(
     attacked: Sequence[AttackedModel],
     clips: Clips,
     rows: Sequence[Row],
-    signs: Mapping[str, Sequence[sanity_checks.Indicator]],
+    signs: Mapping[str, Sequence[Indicator]],
     searched: Mapping[str, str],
 ) -> None:
     """Tables, plots, manifest, and what to read first on the terminal.
@@ -207,7 +208,7 @@ def report(
     defenses = selection.configured_defenses(config)
     behind = f", models behind {selection.describe(defenses)}" if defenses else ""
     title = f"Attacks at {where}{', targeted' if settings.targeted else ''}{behind}, {source}"
-    verdicts = {name: sanity_checks.sanity_verdict(indicators) for name, indicators in signs.items()}
+    verdicts = {name: sanity_verdict(indicators) for name, indicators in signs.items()}
     notes = [selection.SYNTHETIC] * clips.synthetic + [f"{name}: {text}" for name, text in verdicts.items()]
     table, points = summary.table(rows), summary.points(rows)
     results.write_table(folder / "summary.csv", table, title, notes)

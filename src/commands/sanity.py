@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,14 @@ from src.budget import Budget
 from src.commands.attack import AttackedModel, attack_runs
 from src.config import Config
 from src.datasets.store import Clips
-from src.evaluation import sanity_checks, summary, with_options
+from src.evaluation import indicators, sanity_checks, summary, with_options
+from src.evaluation.indicators import Indicator
 from src.evaluation.planted_test import self_test
 from src.evaluation.summary import Row
 from src.files import fingerprint
 from src.victims.chain import with_lengths
 
-Signs = dict[str, list[sanity_checks.Indicator]]
+Signs = dict[str, list[Indicator]]
 
 
 def is_control(name: str) -> bool:
@@ -56,30 +58,33 @@ def search(
         for name, eps in reversed(first_eps.items()):
             title = f"{model}, {name}"
             rows_of_attack = [row for row in rows if (row["model"], row["attack"]) == (model, name)]
-            indicators = over_rows(config, rows_of_attack, eps)
-            depends = {**identity, "model": entry.model.weights, "attack": name, "eps": str(eps), "on": part.ids}
+            found = over_rows(config, rows_of_attack, eps)
+            depends = {**identity, "model": entry.model.weights, "attack": name, "eps": str(eps), "on": part.ids,
+                       "rules": sanity_checks.RULES}  # fmt: skip
             searched[title] = fingerprint(depends)
             if earlier.get("searched", {}).get(title) == searched[title]:
-                known = [sanity_checks.Indicator(**facts) for facts in earlier["signs"][title]]
-                indicators += [indicator for indicator in known if indicator.name not in sanity_checks.OVER_ROWS]
+                known = [Indicator(**facts) for facts in earlier["signs"][title]]
+                found += [indicator for indicator in known if indicator.name not in indicators.OVER_ROWS]
             elif len(part) and not spec_of(name).fitted:  # the other signs come from attacking these clips anew
-                indicators += on_clips(config, entry, part, name, eps)
-            signs[title] = indicators
+                found += on_clips(config, entry, part, name, eps)
+            signs[title] = found
     return signs, searched
 
 
-def over_rows(config: Config, rows: Sequence[Row], eps: Budget | None) -> list[sanity_checks.Indicator]:
+def over_rows(config: Config, rows: Sequence[Row], eps: Budget | None) -> list[Indicator]:
     """The signs that the rows of one attack on one model show."""
-    signs, budgets = [sanity_checks.lost_on_wav(rows)], config.attack.eps
+    signs, budgets = [indicators.lost_on_wav(rows), indicators.infeasible(rows)], config.attack.eps
     if eps and len(budgets) > 1 and len({budget.is_snr for budget in budgets}) == 1:
-        sign = -1 if eps.is_snr else 1
-        signs.append(sanity_checks.not_monotone({sign * p["eps"]: p["accuracy"] for p in summary.points(rows)}))
+        curve: dict[float, dict[str, bool]] = {}
+        for row in rows:
+            budget = Budget.parse(row["eps"])
+            size = -budget.value if budget.is_snr else budget.value
+            curve.setdefault(size, {})[row["id"]] = summary.still_right(row)
+        signs.append(indicators.not_monotone(curve))
     return signs
 
 
-def on_clips(
-    config: Config, attacked: AttackedModel, part: Clips, name: str, eps: Budget | None
-) -> list[sanity_checks.Indicator]:
+def on_clips(config: Config, attacked: AttackedModel, part: Clips, name: str, eps: Budget | None) -> list[Indicator]:
     """The signs that one attack on one model shows when it runs on these clips."""
     settings, crafter = config.attack, attacked.crafter
     x, valid, y, z = crafter.load(part)
@@ -92,28 +97,41 @@ def on_clips(
         transfer_from = with_lengths(tail, valid, head)
     with tqdm(desc=f"searching {name} for signs of failure", total=1, leave=False):
         return sanity_checks.check(
-            with_options(name, config.component("ATTACK", name), crafter.victim.sample_rate),
-            crafter.true_tail(valid), crafter.attacked_model(part.ids, x, valid), z, y,
-            crafter.threat(x, z, valid, name, eps), streams=lambda purpose: crafter.streams(part.ids, purpose),
-            targeted=settings.targeted, is_adaptive=settings.adaptive, undefended=transfer_from,
-            has_budget=spec_of(name).has_budget,
+            sanity_checks.Evaluation.of(
+                name, config.component("ATTACK", name),
+                attack=with_options(name, config.component("ATTACK", name), crafter.victim.sample_rate),
+                chain=crafter.true_tail(valid), model=crafter.attacked_model(part.ids, x, valid), x=z, y=y,
+                threat=crafter.threat(x, z, valid, name, eps),
+                streams=lambda purpose: crafter.streams(part.ids, purpose),
+                targeted=settings.targeted, is_adaptive=settings.adaptive,
+                undefended=transfer_from and crafter.through(transfer_from, part.ids, x, valid),
+                through=lambda model: crafter.through(model, part.ids, x, valid),
+            )
         )  # fmt: skip
 
 
 def plant_and_search(config: Config, attacked: Sequence[AttackedModel], clips: Clips) -> None:
-    """--self-test: does each attack with a budget find a planted adversarial example?"""
-    for name in config.attack.fitted_names:
-        print(f"{name}: not tested (fitted)", flush=True)
+    """--self-test: does each attack find a planted adversarial example, at every eps? A minimum-norm attack finds it
+    where its result is within eps."""
+    for name, reason in untested(config).items():
+        print(f"{name}: not tested ({reason})", flush=True)
+    names = [name for name in config.attack.names if not is_control(name) and name not in untested(config)]
     part = clips.select(range(min(len(clips), config.attack.batch_size)))
     for entry in attacked:
         crafter = entry.crafter
         x, valid, _, z = crafter.load(part)
-        for name, eps in attack_runs(config):
-            if eps and not is_control(name) and not spec_of(name).fitted:
-                outcome = self_test(
-                    with_options(name, config.component("ATTACK", name), crafter.victim.sample_rate),
-                    crafter.attacked_model(part.ids, x, valid), z,
-                    crafter.threat(x, z, valid, name, eps),
-                    streams=lambda purpose, crafter=crafter: crafter.streams(part.ids, purpose),  # type: ignore[misc]
-                )  # fmt: skip
-                print(f"{entry.model.name}, {name}, eps {eps}: {outcome}", flush=True)
+        for name, eps in itertools.product(names, config.attack.eps):
+            outcome = self_test(
+                with_options(name, config.component("ATTACK", name), crafter.victim.sample_rate),
+                crafter.attacked_model(part.ids, x, valid), z,
+                crafter.threat(x, z, valid, name, eps),
+                streams=lambda purpose, crafter=crafter: crafter.streams(part.ids, purpose),  # type: ignore[misc]
+            )  # fmt: skip
+            print(f"{entry.model.name}, {name}, eps {eps}: {outcome}", flush=True)
+
+
+def untested(config: Config) -> dict[str, str]:
+    """The configured attacks that the self-test cannot judge, and why."""
+    reasons = dict.fromkeys(config.attack.fitted_names, "fitted")
+    norm = config.attack.norm
+    return reasons | {name: f"no norm {norm}" for name in config.attack.names if norm not in spec_of(name).norms}

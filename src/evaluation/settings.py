@@ -61,7 +61,7 @@ class AttackSettings:
     speech: bool = True
     fit_split: Literal["train", "validation"] = "train"
     fit_clips: Count = 500
-    checks: Natural = 8
+    checks: Natural = 16
 
     def __post_init__(self) -> None:
         for spec in map(spec_of, self.names):

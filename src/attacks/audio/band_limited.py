@@ -38,6 +38,7 @@ def check_band(options: Mapping[str, Any]) -> None:
     access="gradients",
     stages="waveform",
     needs_sample_rate=True,
+    limited=True,
     check_options=check_band,
 )
 def band_limited(

@@ -22,7 +22,7 @@ FLOOR = 1e-4
 """Lower limit of the magnitudes that the gradient is divided by, as a share of the clip's largest magnitude."""
 
 
-@attack("gain_mask", kind="budget", norms=("l2", "linf"), access="gradients", stages="waveform")
+@attack("gain_mask", kind="budget", norms=("l2", "linf"), access="gradients", stages="waveform", limited=True)
 def gain_mask(
     model: Model,
     x: Tensor,

@@ -17,7 +17,7 @@ from src.registry import Count
 from src.threat import ThreatModel
 
 
-@attack("snr_pgd", kind="budget", norms=("l2", "linf"), access="gradients")
+@attack("snr_pgd", kind="budget", norms=("l2", "linf"), access="gradients", limited=True)
 def snr_pgd(
     model: Model,
     x: Tensor,

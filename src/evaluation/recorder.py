@@ -1,0 +1,58 @@
+"""The path of an attack: the margin at every point of the ball that it asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from src.attacks.model import Model, narrow
+from src.losses import margin
+from src.threat import ThreatModel, norm_of
+
+
+@dataclass(frozen=True, eq=False)
+class Recorder:
+    """A model that records the margin of every example at every call, so that the path of an attack can be judged
+    afterwards without the attack's help. Calls outside the budget are left out: they are on the way to the ball.
+
+    Attributes:
+        model: what is attacked.
+        x: inputs, [batch, ...].
+        y: labels (targets when targeted), [batch].
+        threat: budget of the examples.
+        index: places of the examples in the whole batch, [batch] long.
+        paths: the margins of every example of the whole batch.
+    """
+
+    model: Model
+    x: Tensor
+    y: Tensor
+    threat: ThreatModel
+    targeted: bool
+    index: Tensor
+    paths: list[list[float]]
+
+    @classmethod
+    def of(cls, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, targeted: bool) -> Self:
+        """With nothing recorded yet."""
+        return cls(model, x, y, threat, targeted, torch.arange(len(y)), [[] for _ in range(len(y))])
+
+    def __call__(self, z: Tensor) -> Tensor:
+        logits = self.model(z)
+        if z.shape == self.x.shape:
+            values = margin(logits.detach(), self.y, self.targeted).tolist()
+            # A thousandth more than eps: float32 does not land on the border exactly.
+            inside = norm_of(z.detach() - self.x, self.threat.norm) <= 1.001 * self.threat.budgets(self.x)
+            for row, value, legal in zip(self.index.tolist(), values, inside.tolist(), strict=True):
+                if legal:
+                    self.paths[row].append(value)
+        return logits
+
+    def select(self, index: Tensor) -> Self:
+        return type(self)(
+            narrow(self.model, index), self.x[index], self.y[index], self.threat.select(index), self.targeted,
+            self.index[index.cpu()], self.paths,
+        )  # fmt: skip
