@@ -20,6 +20,7 @@ import torch  # noqa: E402
 
 from benchmarks import (  # noqa: E402
     attacks,
+    black_box,
     certify,
     data_path,
     default_evaluation,
@@ -45,6 +46,7 @@ NAMES = (
     "default_evaluation",
     "minimum_norm",
     "strength",
+    "black_box",
     "certify",
     "scale",
 )
@@ -89,6 +91,9 @@ def measure(
     if name == "strength":
         chosen = torch.arange(0, len(clips), max(1, len(clips) // 32))[:32]
         return strength.run(others, clips.waveforms(chosen), clips.labels[chosen])
+    if name == "black_box":
+        chosen = torch.arange(0, len(clips), max(1, len(clips) // 16))[:16]
+        return black_box.run(others, clips.waveforms(chosen), clips.labels[chosen])
     if name == "scale":
         return scale.run(ROOT / "experiments/keywords.ini")
     return certify.run(victim, x[0], repeats)
