@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import attacks as bench_attacks
+from benchmarks import audio_attacks as bench_audio_attacks
 from benchmarks import black_box as bench_black_box
 from benchmarks import certify as bench_certify
 from benchmarks import default_evaluation as bench_default_evaluation
@@ -100,6 +102,22 @@ def test_grid_benchmark_compares_with_and_without(clips: Clips, victim: Victim) 
     assert rows[1]["ours"] >= 3
     assert all(ratio > 0 for ratio in ratios(rows[:4]))
     assert rows[4]["ours"] > 0
+
+
+def test_audio_attacks_benchmark_compares_at_the_same_budget(clips: Clips, victim: Victim) -> None:
+    x = clips.waveforms(slice(1))
+    undecided = copy.deepcopy(victim)
+    last = [layer for layer in undecided.modules() if isinstance(layer, nn.Linear)][-1]
+    with torch.no_grad():  # the first class is ahead of all others by very little, so that every attack succeeds
+        last.bias -= undecided(x)[0]
+        last.bias[0] += 1e-3
+        assert undecided(x).argmax(1).tolist() == [0]
+    rows = bench_audio_attacks.run({"tiny": undecided}, x, torch.tensor([0]), eps=0.02, steps=3, rooms=4)
+    over_the_air, psychoacoustic = rows
+    assert len(ratios(rows)) == 2
+    assert 0 < over_the_air["ours"] <= 1
+    assert 0 < psychoacoustic["ours"] <= 1
+    assert "1 clips that both fool" in psychoacoustic["note"]
 
 
 def test_black_box_benchmark_counts_the_queries_of_both(clips: Clips, victim: Victim) -> None:
