@@ -155,6 +155,15 @@ def test_queries_are_counted_and_limited() -> None:
     assert torch.equal(x_adv[1], x[1]), "misclassified before"
 
 
+def test_no_budget_means_an_unchanged_clip() -> None:
+    x = torch.cat([clips(1), torch.zeros(1, TIME)])
+    model = BandLevel(x, 800, 1200, 2.0)
+    model.goal = torch.full((2,), 1.0)
+    x_adv = run(model, x, torch.zeros(2, dtype=torch.long), ThreatModel("l2", 0.0), 10)
+    assert torch.equal(x_adv, x)
+    assert model.counts.tolist() == [10, 10]
+
+
 def test_digital_silence_can_be_made_louder() -> None:
     """The dither gives silence a content; the masked half stays silent."""
     x = torch.zeros(2, TIME)

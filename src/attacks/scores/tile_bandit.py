@@ -119,7 +119,7 @@ def tile_bandit(
         change = tiles.allocate(posterior.sample(batch.rng, exploration), size)
         x_adv = batch.threat.project(batch.x + tiles.synthesize(change), batch.x)
         value = batch.score(x_adv)
-        least = floor * column(size, change)
+        least = floor * column(size, change).clamp_min(1e-12)  # neither budget nor content: no rise
         rise = ((tiles.level + change + least) / (tiles.level + least)).log()
         posterior.observe(rise, (value - clean) / (PRIOR_SCALE * clean.abs()).clamp_min(1e-12))
         size, clean, tiles, posterior = batch.keep(~batch.best.success, size, clean, tiles, posterior)
