@@ -189,7 +189,7 @@ def run(
     labels: Tensor,
     budget: str = "30 dB",
     targeted_budget: str = "20 dB",
-    queries: int = 500,
+    queries: int = 300,
 ) -> list[dict[str, Any]]:
     """Rows for each model, task and attack of ours against the peer that succeeds most often at the task: success share
     (ratio = ours / peer) and mean queries, in which a failure counts as all of them (ratio = peer / ours); the note
