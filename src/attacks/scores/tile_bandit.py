@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import Model, attack, finite_budgets
+from src.attacks.core import attack, finite_budgets
+from src.attacks.model import Model
 from src.attacks.scores.tiles import tiles_of
 from src.random_streams import RandomStreams
 from src.registry import Count, NonNegative, Positive
