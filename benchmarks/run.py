@@ -20,6 +20,8 @@ import torch  # noqa: E402
 
 from benchmarks import (  # noqa: E402
     attacks,
+    audio_attacks,
+    black_box,
     certify,
     data_path,
     default_evaluation,
@@ -45,6 +47,8 @@ NAMES = (
     "default_evaluation",
     "minimum_norm",
     "strength",
+    "audio_attacks",
+    "black_box",
     "certify",
     "scale",
 )
@@ -89,6 +93,10 @@ def measure(
     if name == "strength":
         chosen = torch.arange(0, len(clips), max(1, len(clips) // 32))[:32]
         return strength.run(others, clips.waveforms(chosen), clips.labels[chosen])
+    if name in ("black_box", "audio_attacks"):
+        chosen = torch.arange(0, len(clips), max(1, len(clips) // 16))[:16]
+        work = black_box.run if name == "black_box" else audio_attacks.run
+        return work(others, clips.waveforms(chosen), clips.labels[chosen])
     if name == "scale":
         return scale.run(ROOT / "experiments/keywords.ini")
     return certify.run(victim, x[0], repeats)

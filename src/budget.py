@@ -29,14 +29,15 @@ class Budget:
     def parse(cls, text: object) -> Budget:
         if isinstance(text, Budget):
             return text
-        match = re.fullmatch(r"\s*([-+.\deE]+|inf)\s*(db)?\s*", str(text), re.I)
+        match = re.fullmatch(r"\s*([-+.\deE]+)\s*(db)?\s*", str(text), re.I)
         try:
             value = float(match[1]) if match else math.nan
         except ValueError:
             value = math.nan
         is_snr = bool(match and match[2])
-        if math.isnan(value) or (value < 0 and not is_snr):
-            raise ValueError(f"'{text}' is not a budget: write a number >= 0, or an SNR such as '30 dB'")
+        # In the rows, eps inf marks an attack without a budget.
+        if not math.isfinite(value) or (value < 0 and not is_snr):
+            raise ValueError(f"'{text}' is not a budget: write a finite number >= 0, or an SNR such as '30 dB'")
         return cls(value, is_snr)
 
     def __str__(self) -> str:

@@ -214,13 +214,35 @@ def test_kenansville_removes_the_weakest_components_and_no_more() -> None:
         return torch.stack([s, -s], 1)
 
     x_adv = run("kenansville", model, x, torch.zeros(2, dtype=torch.long), ThreatModel("l2", bounds=(-1.0, 1.0)))  # type: ignore[arg-type]
-    assert len(calls) <= 17
+    assert len(calls) <= 36
     spectrum = torch.fft.rfft(x_adv).abs() / 128
     assert (model(x_adv).argmax(1) == 1).all()
     assert (spectrum[:, 20] < 1e-4).all()
     assert (spectrum[:, 40] > 0.49).all()
     removed = x.flatten(1) - x_adv
     assert (norm_of(removed, "l2") < 0.1 * math.sqrt(128) + 0.05).all()
+
+
+def test_kenansville_finds_a_success_between_two_failures() -> None:
+    """The weak tone gives away the class; silence has the label of the clip. Only what removes the weak tone and keeps
+    the strong one succeeds."""
+    t = torch.arange(256) / 256
+    weak, strong = (torch.sin(2 * math.pi * f * t) for f in (20, 40))
+    x = (0.5 * strong + 0.1 * weak).expand(3, -1)
+    counts = torch.zeros(3, dtype=torch.long)
+
+    def model(x: Tensor) -> Tensor:
+        counts[: len(x)] += 1
+        s = torch.stack([x @ weak / 128 - 0.05, 0.25 - x @ strong / 128], 1).amax(1)
+        return torch.stack([s, -s], 1)
+
+    assert (model(torch.zeros_like(x)).argmax(1) == 0).all()
+    counts.zero_()
+    y = torch.tensor([0, 0, 1])
+    x_adv = run("kenansville", model, x, y, ThreatModel("l2"))  # type: ignore[arg-type]
+    torch.testing.assert_close(x_adv[:2], 0.5 * strong.expand(2, -1), atol=1e-5, rtol=0)
+    assert torch.equal(x_adv[2], x[2]), "misclassified before"
+    assert counts[0] <= 1 + 20 + 15
 
 
 def test_kenansville_refuses_spectra_and_targets() -> None:

@@ -20,6 +20,7 @@ from src.datasets.crafted import CraftedStore
 from src.datasets.store import Clips
 from src.evaluation import ATTACK_FIELDS, AttackSettings, Crafter, Judge, summary
 from src.evaluation.call_counter import CallCounter
+from src.evaluation.judge import succeeds
 from src.evaluation.masks import sample_mask
 from src.output import results
 from src.registry import ATTACKS, INVERSIONS
@@ -335,6 +336,17 @@ def test_table_and_points() -> None:
     assert (point["eps"], point["accuracy"], point["axis"]) == (0.1, 0.6, "linf")
     (in_db,) = summary.points(list(rows_of(decide, "20 dB")))
     assert (in_db["axis"], in_db["eps"]) == ("SNR", 20.0)
+
+
+@pytest.mark.parametrize("prediction", [-1, 0, 1])
+def test_a_prediction_that_is_no_number_counts_the_same_everywhere(prediction: int) -> None:
+    """The share of clips that are right and the share of successes add up, whatever the prediction."""
+    (row,) = rows_of([(True, True)])
+    row |= {"prediction_stage": str(prediction), "prediction_wav": str(prediction)}
+    facts = {"correct": True, "feasible": True, "label": 1, "target": -1, "prediction_stage": prediction}
+    row["success_stage"] = row["success_wav"] = results.cell(succeeds(facts, "stage", targeted=False))
+    (line,) = summary.table([row])
+    assert line["robust accuracy"] == line["on wav"] == 1 - line["success"] == float(prediction != 0)
 
 
 def test_wilson() -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import scipy.fft
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from src.registry import FRONTENDS
@@ -309,6 +311,48 @@ def test_fast_magnitude_is_the_plain_one(x: Tensor):
             results.append((y.detach(), torch.autograd.grad((y * weight).sum(), z)[0]))
         assert torch.equal(results[0][0], results[1][0])
         assert relative(results[1][1], results[0][1]) < 1e-5
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_a_tail_that_no_frame_covers_has_no_gradient(center: bool):
+    """16,000 samples, a window of 480 and a hop of 350: the last frame ends before the clip does."""
+    z = torch.randn(2, 16_000, dtype=torch.float64, requires_grad=True)
+    stage = Magnitude(512, 480, 350, center=center).double().frozen()
+    (grad,) = torch.autograd.grad(stage(z).sum(), z)
+    assert grad.shape == z.shape
+    covered = stage.frames(torch.arange(16_000.0)).max().int() + 1
+    assert torch.equal(grad[:, covered:], torch.zeros_like(grad[:, covered:]))
+    assert covered == (16_000 - 10 if center else 16_000), "right edge of the last frame: 45 * 350 + 240"
+
+
+@pytest.mark.filterwarnings("ignore:Empty filters detected")
+@given(
+    st.lists(st.integers(2, 40), min_size=3, max_size=3).map(sorted),
+    st.integers(1, 150),
+    st.sampled_from(sorted(WINDOWS)),
+    st.booleans(),
+    st.booleans(),
+)
+@example([14, 18, 20], 69, "hann", True, False)  # no frame covers the tail
+@example([14, 18, 20], 69, "hann", True, True)
+@settings(max_examples=40, deadline=None)
+def test_frozen_computes_the_same_whatever_the_geometry(
+    lengths: list[int], n_samples: int, window: str, center: bool, power_mel: bool
+):
+    hop_length, win_length, n_fft = lengths
+    torch.manual_seed(0)
+    mel = [Mel(SR, n_fft, 3)] if power_mel else []
+    stages = [Magnitude(n_fft, win_length, hop_length, window, center), *mel, Log(1e-3)]
+    victim = Victim(stages, TinyNet(3), classes="abc", sample_rate=SR, n_samples=n_samples).double().eval()
+    x = torch.randn(2, n_samples, dtype=torch.float64)
+    results = []
+    for model in (victim, victim.frozen()):
+        z = x.clone().requires_grad_()
+        logits = model(z)
+        results.append((logits.detach(), torch.autograd.grad(logits.square().sum(), z)[0]))
+    (logits, grad), (fast_logits, fast_grad) = results
+    assert torch.allclose(fast_logits, logits, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(fast_grad, grad, rtol=1e-6, atol=1e-9 * float(grad.abs().max()) + 1e-12)
 
 
 class TinyNet(nn.Module):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from benchmarks import attacks as bench_attacks
+from benchmarks import audio_attacks as bench_audio_attacks
+from benchmarks import black_box as bench_black_box
 from benchmarks import certify as bench_certify
 from benchmarks import default_evaluation as bench_default_evaluation
 from benchmarks import front_end as bench_front_end
@@ -20,6 +24,7 @@ from benchmarks import strength as bench_strength
 from benchmarks.run import processor
 from src import config
 from src.datasets.store import Clips
+from src.threat import ThreatModel
 from src.victims import checkpoint
 from src.victims.victim import Victim
 from tests.conftest import ROOT, call
@@ -32,7 +37,7 @@ SMALL = [
     "CERTIFY.preset=none", "CERTIFY.mode=fixed", "CERTIFY.attack_clips=0", "CERTIFY.attack_steps=1",
     "CERTIFY.attack_n=100", "CERTIFY.baselines=", "MODEL.rescnn.width=4",
 ]  # fmt: skip
-QUERIES = ("autoattack", "square", "nes", "spsa", "siren", "genetic", "hopskipjump", "boundary")
+QUERIES = ("autoattack", "square", "nes", "spsa", "siren", "genetic", "tile_bandit", "hopskipjump", "boundary")
 SMALL_OF_STUDY = {
     # its front end alone would take longer than all other tests here
     "keywords_cnn": ["FRONTEND.linear_mel.hop_length=1000", "FRONTEND.linear_mel.n_fft=1024",
@@ -97,6 +102,51 @@ def test_grid_benchmark_compares_with_and_without(clips: Clips, victim: Victim) 
     assert rows[1]["ours"] >= 3
     assert all(ratio > 0 for ratio in ratios(rows[:4]))
     assert rows[4]["ours"] > 0
+
+
+def test_audio_attacks_benchmark_compares_at_the_same_budget(clips: Clips, victim: Victim) -> None:
+    x = clips.waveforms(slice(1))
+    undecided = copy.deepcopy(victim)
+    last = [layer for layer in undecided.modules() if isinstance(layer, nn.Linear)][-1]
+    with torch.no_grad():  # the first class is ahead of all others by very little, so that every attack succeeds
+        last.bias -= undecided(x)[0]
+        last.bias[0] += 1e-3
+        assert undecided(x).argmax(1).tolist() == [0]
+    rows = bench_audio_attacks.run({"tiny": undecided}, x, torch.tensor([0]), eps=0.02, steps=3, rooms=4)
+    over_the_air, psychoacoustic = rows
+    assert len(ratios(rows)) == 2
+    assert 0 < over_the_air["ours"] <= 1
+    assert 0 < psychoacoustic["ours"] <= 1
+    assert "1 clips that both fool" in psychoacoustic["note"]
+
+
+def test_black_box_benchmark_counts_the_queries_of_both(clips: Clips, victim: Victim) -> None:
+    x = clips.waveforms(slice(1))
+    rows = bench_black_box.run({"tiny": victim}, x, victim(x).argmax(1), "5 dB", "5 dB", queries=8)
+    assert {row["unit"] for row in rows} == {"success share", "mean queries"}
+    assert len(rows) == 2 * sum(len(names) for names in (*bench_black_box.OURS.values(), bench_black_box.TARGETED))
+    assert all(ratio >= 0 for ratio in ratios(rows))
+    for row in rows:
+        assert 0 <= row["ours"] <= (1 if row["unit"] == "success share" else 8)
+
+
+def test_black_box_benchmark_counts_only_what_is_legal_and_survives_rounding() -> None:
+    """Class 1 from the first sample on 0.6 of a 16-bit step; budget linf of 2 steps."""
+    step = 1 / 32768
+
+    def model(x: Tensor) -> Tensor:
+        return torch.stack([0.6 * step - x[:, 0], x[:, 0] - 0.6 * step], 1)
+
+    x = torch.zeros(1, 4)
+    threat = ThreatModel("linf", 2 * step, (-1.0, 1.0))
+    watched = bench_black_box.Watched(model, x, torch.tensor([0]), threat, targeted=False)
+    for value in (0.0, 5 * step, 1.2 * step):
+        watched(torch.full_like(x, value))
+    assert (watched.count.item(), watched.first.item()) == (3, 3), "the second query is beyond the budget"
+    lower = bench_black_box.Watched(lambda x: model(x + 0.2 * step), x, torch.tensor([0]), threat, targeted=False)
+    for value in (0.45 * step, 0.7 * step):
+        lower(torch.full_like(x, value))
+    assert lower.first.item() == 2, "0.45 of a step fools the model and is rounded to 0"
 
 
 def test_minimum_norm_and_certify_benchmarks_measure_something(

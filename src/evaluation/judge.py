@@ -101,5 +101,15 @@ def succeeds(row: Mapping[str, Any], place: str, targeted: bool) -> bool:
     """Whether a feasible change of a clip that was classified rightly gave the target, or (untargeted) another label.
     Logits that are not finite numbers are no success."""
     label = row[f"prediction_{place}"]
-    hit = label == row["target"] if targeted else label != row["label"]
+    hit = label == row["target"] if targeted else errs(label, row["label"])
     return bool(row["correct"] and row["feasible"] and label >= 0 and hit)
+
+
+def errs(prediction: int, label: int) -> bool:
+    """Whether a prediction is another label. That of logits that are not finite numbers, -1, is none: a clean clip with
+    it is not correct, and an attack that reaches it has not succeeded.
+
+    >>> errs(2, 1), errs(1, 1), errs(-1, 1)
+    (True, False, False)
+    """
+    return prediction >= 0 and prediction != label

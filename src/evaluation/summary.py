@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from src.evaluation.accuracy import wilson
+from src.evaluation.judge import errs
 
 Row = Mapping[str, str]
 
@@ -19,7 +20,8 @@ def is_true(row: Row, column: str) -> bool:
 
 def still_right(row: Row, where: str = "stage") -> bool:
     """Whether the model is still right under attack; what is not feasible does not count against it."""
-    return is_true(row, "correct") and not (is_true(row, "feasible") and row[f"prediction_{where}"] != row["label"])
+    broken = is_true(row, "feasible") and errs(int(row[f"prediction_{where}"]), int(row["label"]))
+    return is_true(row, "correct") and not broken
 
 
 def on_one_draw(row: Row) -> float:

@@ -227,5 +227,6 @@ def adjoint_scale(n_fft: int, like: Tensor) -> Tensor:
 def adjoint(cotangent: Tensor, stage: Magnitude, n_samples: int) -> Tensor:
     """The transpose of x -> STFT(x) for a cotangent times `adjoint_scale`: [batch, frames, freq] -> [batch, time]."""
     frames = torch.fft.irfft(cotangent, n=stage.n_fft)[..., : stage.win_length] * stage.window
-    left, _ = stage.padding(n_samples)
-    return overlap_add(frames, stage.hop_length)[:, left : left + n_samples]
+    left, right = stage.padding(n_samples)
+    # A negative padding is a tail that no frame covers: its gradient is zero.
+    return F.pad(overlap_add(frames, stage.hop_length)[:, left : left + n_samples], (0, max(0, -right)))

@@ -24,30 +24,47 @@ def kenansville(
     *,
     rng: RandomStreams,
     targeted: bool,
+    levels: Count = 20,
     steps: Count = 15,
 ) -> Tensor:
-    """Zero all DFT bins of a waveform below a magnitude found by bisection; failures are returned unchanged.
+    """Zero all DFT bins of a waveform below a magnitude: the first of equally spaced levels that succeeds, refined by
+    bisection. Failures are returned unchanged.
 
     Args:
-        steps: bisection steps of one query each, after one query for the clean clip and one for silence.
+        levels: levels that are tried from the weakest removal up to silence, equally spaced in the L2 norm of what is
+            removed; one query each, until the first success.
+        steps: bisection steps of one query each, between that level and the one below.
     """
-    oracle = Oracle(ActiveBatch(model, x, y, threat, rng, targeted), steps + 2)
+    oracle = Oracle(ActiveBatch(model, x, y, threat, rng, targeted), 1 + levels + steps)
     spectrum = torch.fft.rfft(x)
-    rank = spectrum.abs().argsort(1).argsort(1)
-    all_examples = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    already_fooled = oracle.query(x, all_examples)
+    ordered, order = spectrum.abs().sort(1)
+    rank = order.argsort(1)
+    norms = ordered.square().cumsum(1).sqrt()
+    already_fooled = oracle.query(x, torch.ones(len(x), dtype=torch.bool, device=x.device))
 
     def without(count: Tensor) -> Tensor:
         """The clips without their `count` [batch] weakest bins."""
         removed = torch.fft.irfft(torch.where(rank < column(count, rank), spectrum, 0), n=x.shape[1])
         return threat.clip(x - removed, x)
 
-    # The threshold is a rank among the sorted magnitudes: the resolution does not depend on the level of the clip.
-    low, high = torch.zeros_like(oracle.used), torch.full_like(oracle.used, rank.shape[1])
-    silence_succeeds = oracle.query(without(high), ~already_fooled)
+    # Success need not grow with the removal, least of all where silence itself has the label of the clip: the scan
+    # looks for the first success. A level is a rank among the magnitudes, whatever the clip's own level.
+    low, high = torch.zeros_like(oracle.used), torch.zeros_like(oracle.used)
+    found = torch.zeros_like(already_fooled)
+    for level in range(1, levels + 1):
+        searching = ~(found | already_fooled)
+        if not searching.any():
+            break
+        below = torch.searchsorted(norms, norms[:, -1:] * (level / levels)).squeeze(1)
+        count = torch.full_like(below, rank.shape[1]) if level == levels else below
+        hit = oracle.query(without(count), searching)
+        found = found | hit
+        low = torch.where(searching & ~hit, count, low)
+        high = torch.where(hit, count, high)
     for _ in range(steps):
         middle = (low + high) // 2
-        hit = oracle.query(without(middle), silence_succeeds & (high - low > 1))
+        unresolved = found & (high - low > 1)
+        hit = oracle.query(without(middle), unresolved)
         high = torch.where(hit, middle, high)
-        low = torch.where(hit | (high - low <= 1), low, middle)
-    return within(threat, torch.where(column(silence_succeeds, x), without(high), x), x)
+        low = torch.where(unresolved & ~hit, middle, low)
+    return within(threat, torch.where(column(found, x), without(high), x), x)
