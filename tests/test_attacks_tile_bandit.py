@@ -112,7 +112,7 @@ def test_the_allocation_gains_most() -> None:
 def test_the_posterior_recovers_a_linear_function() -> None:
     torch.manual_seed(0)
     like = torch.zeros(2, dtype=torch.float64)
-    posterior = Posterior((4, 3), 1e-6, like)
+    posterior = Posterior.prior((4, 3), 1e-6, like)
     weights = torch.randn(2, 12, dtype=torch.float64)
     for _ in range(30):
         features = torch.randn(2, 12, dtype=torch.float64)

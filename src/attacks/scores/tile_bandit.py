@@ -32,24 +32,32 @@ class Posterior:
     """Gaussian posterior of a linear function's weights, per example.
 
     Args:
-        shape: (tiles in time, tiles in frequency); weights of neighbors are correlated.
-        noise: variance of an observation, in units of the prior variance summed over all weights.
-        like: [batch, ...], for batch, device and dtype.
+        noise: variance of an observation.
+        root: Cholesky factor of the prior covariance, [tiles, tiles].
+        mean: of the weights, [batch, tiles].
+        covariance: of the weights, [batch, tiles, tiles].
     """
 
-    def __init__(self, shape: tuple[int, int], noise: float, like: Tensor):
+    def __init__(self, noise: float, root: Tensor, mean: Tensor, covariance: Tensor):
+        self.noise, self.root, self.mean, self.covariance = noise, root, mean, covariance
+
+    @classmethod
+    def prior(cls, shape: tuple[int, int], noise: float, like: Tensor) -> Self:
+        """Before any observation.
+
+        Args:
+            shape: (tiles in time, tiles in frequency); weights of neighbors are correlated.
+            noise: variance of an observation, in units of the prior variance summed over all weights.
+            like: [batch, ...], for batch, device and dtype.
+        """
         time, frequency = (_correlation(size, length).to(like) for size, length in zip(shape, SMOOTHNESS, strict=True))
         prior = torch.kron(time, frequency) * (1 - INDEPENDENT)
         prior += INDEPENDENT * torch.eye(len(prior)).to(like)
-        self.noise, self.root = noise * len(prior), torch.linalg.cholesky(prior)
-        self.mean = like.new_zeros(len(like), len(prior))
-        self.covariance = prior.repeat(len(like), 1, 1)
+        mean, covariance = like.new_zeros(len(like), len(prior)), prior.repeat(len(like), 1, 1)
+        return cls(noise * len(prior), torch.linalg.cholesky(prior), mean, covariance)
 
     def select(self, index: Tensor) -> Self:
-        part = object.__new__(type(self))
-        part.__dict__.update(self.__dict__)
-        part.mean, part.covariance = self.mean[index], self.covariance[index]
-        return part
+        return type(self)(self.noise, self.root, self.mean[index], self.covariance[index])
 
     def sample(self, rng: RandomStreams, exploration: float) -> Tensor:
         """Weights [batch, tiles]: noise with the correlation of the prior, scaled to the standard deviations of the
@@ -113,7 +121,7 @@ def tile_bandit(
     tiles = tiles_of(threat.masked(x), threat.masked(rng.normal(x)), size, sample_rate, tile_s, bands)
     clean = batch.score(x)
     size, clean, tiles = batch.keep(~batch.best.success, size, clean, tiles)
-    posterior = Posterior(tiles.shape, noise, size)
+    posterior = Posterior.prior(tiles.shape, noise, size)
     for _ in range(queries - 1):
         if not len(batch):
             break
