@@ -327,3 +327,10 @@ def test_a_model_without_randomness_is_attacked_as_it_is(tone_clips: Clips) -> N
     settings = AttackSettings(names=("pgd",), adaptive=False)
     crafter = Crafter(make_victim({"name": "quantize"}), settings, INVERSIONS["gain_mask"], CPU)
     assert crafter.attacked_model(tone_clips.ids, tone_clips.waveforms(), tone_clips.valid()) is crafter.frozen_tail
+
+
+def test_clips_and_rows_of_older_rules_are_not_used_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = study.command().store(trained(), "pgd", EPS).folder
+    assert study.command().store(trained(), "pgd", EPS).folder == before
+    monkeypatch.setattr("src.evaluation.settings.RULES", -1)
+    assert study.command().store(trained(), "pgd", EPS).folder != before

@@ -13,6 +13,9 @@ from src.victims.stage import WAVEFORM
 
 LSB = 1 / FULL_SCALE
 """One step of 16-bit samples."""
+RULES = 2
+"""Raised whenever the same settings give other rows, because an attack or the judge has changed: rows and stores of
+crafted clips from before are then set aside."""
 NOT_IN_ROWS = ("names", "eps", "batch_size", "checks")
 """Keys that rows do not depend on, or that are columns of the rows."""
 FIT_KEYS = ("fit_split", "fit_clips")
@@ -88,4 +91,5 @@ class AttackSettings:
     def identity(self) -> dict[str, Any]:
         """Everything that a row depends on and that is not one of its columns, as plain values."""
         unused = () if self.fitted_names else FIT_KEYS
-        return {key: value for key, value in vars(self).items() if key not in (*NOT_IN_ROWS, *unused)}
+        values = {key: value for key, value in vars(self).items() if key not in (*NOT_IN_ROWS, *unused)}
+        return {**values, "rules": RULES}

@@ -30,7 +30,7 @@ def standard(
     rng: RandomStreams,
     targeted: bool,
     steps: Count = 20,
-    apgd_steps: Count = 100,
+    apgd_steps: Count = 80,
     targets: Natural = 3,
 ) -> Tensor:
     """The evaluation to run: margin steps that decay, then targeted APGD towards the likeliest other classes.
