@@ -255,7 +255,7 @@ def test_signs_of_a_retrained_model_are_measured_again(study: Study, monkeypatch
     monkeypatch.setattr(sanity, "on_clips", on_clips)
     command, manifest = study.command(), study.folder / "manifest.json"
     table = [
-        {"model": "net", "attack": "pgd", "id": example, "correct": "1", "success_stage": "0"}
+        {"model": "net", "attack": "pgd", "id": example, "correct": "1", "success_stage": "0", "feasible": "1"}
         for example in study.clips.ids
     ]
 
