@@ -12,17 +12,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta, binomtest, norm
+from scipy.special import betaln
+from scipy.stats import beta, binom, binomtest, norm
 from torch import Tensor, nn
 
 from src.datasets.store import Clips
 from src.output.results import cell
+from src.perception import threshold_in_quiet
 from src.smoothing import (
     ABSTAIN,
     BettingTest,
@@ -37,6 +40,9 @@ from src.smoothing import (
     summary,
     tune,
 )
+from src.smoothing.bounds import log_wealth
+from src.smoothing.certifier import spectrum
+from src.smoothing.smooth import _fastest
 from src.victims import checkpoint
 from tests.conftest import ROOT
 
@@ -645,3 +651,152 @@ def test_impossible_counts_are_refused(k: int, n: int) -> None:
 def test_smoothing_settings_out_of_range_are_refused(keys: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="need sigma > 0"):
         Smooth(lambda z: z, 0.1, **keys)  # type: ignore[arg-type]
+
+
+# --- the betting bound
+
+
+@pytest.mark.parametrize("p", [0.5, 0.8, 0.99])
+def test_the_wealth_against_the_true_probability_is_a_martingale_of_mean_one(p: float) -> None:
+    """What makes the test sound: at the true p a further draw changes the wealth by nothing on average."""
+    n, log_p, log_q = 50, math.log(p), math.log1p(-p)
+    wealth, later = (np.exp(log_wealth(np.arange(draws + 1), draws, log_p, log_q)) for draws in (n, n + 1))
+    assert (binom.pmf(np.arange(n + 1), n, p) * wealth).sum() == pytest.approx(1, rel=1e-9)
+    np.testing.assert_allclose(p * later[1:] + (1 - p) * later[:-1], wealth, rtol=1e-9)
+
+
+def lower_z(k: int, n: int, alpha: float) -> float:
+    test = BettingTest([1.0], n, alpha)
+    test.k, test.n = k, n
+    return test.lower_z()
+
+
+@pytest.mark.parametrize("n", [20, 1000, 100_000])
+def test_the_betting_bound_of_hits_alone_in_closed_form(n: int) -> None:
+    """The wealth B(n + 1/2, 1/2) / (pi p^n) is 1 / alpha at p = (alpha B(n + 1/2, 1/2) / pi)^(1 / n)."""
+    p = np.exp((math.log(0.001) + betaln(n + 0.5, 0.5) - math.log(math.pi)) / n)
+    assert norm.ppf(p) - 1e-8 <= lower_z(n, n, 0.001) <= norm.ppf(p)
+
+
+def test_the_betting_bound_is_where_the_wealth_is_one_over_alpha() -> None:
+    """For more hits than misses that rule out a fair coin; else nothing is proven, whatever the misses prove."""
+    n, alpha = 500, 0.001
+    proven = [k for k in range(n + 1) if lower_z(k, n, alpha) > -math.inf]
+    fair = math.log(0.5)
+    assert proven == [k for k in range(n + 1) if k > n / 2 and log_wealth(k, n, fair, fair) >= -math.log(alpha)]
+    for k in proven[::10]:
+        z = lower_z(k, n, alpha)
+        assert log_wealth(k, n, norm.logcdf(z), norm.logsf(z)) >= -math.log(alpha)
+        assert log_wealth(k, n, norm.logcdf(z + 1e-8), norm.logsf(z + 1e-8)) < -math.log(alpha)
+
+
+# --- what is configured
+
+
+def test_presets_are_the_numbers_of_the_papers() -> None:
+    presets = [CertifySettings(preset=name) for name in ("paper", "cohen")]  # type: ignore[arg-type]
+    assert [(s.n0, s.n, s.alpha) for s in presets] == [(500, 10_000, 0.001), (100, 100_000, 0.001)]
+
+
+def test_smoothing_alone_draws_as_the_config_does_by_default() -> None:
+    smooth, configured = Smooth(constant, 1.0), CertifySettings()
+    for name in ("n0", "n", "alpha", "mode", "batch_size", "seed"):
+        assert getattr(smooth, name) == getattr(configured, name), name
+
+
+def test_the_spectrum_is_the_configured_one() -> None:
+    n, rate, clips = 480, 16000, torch.randn(3, 480, generator=torch.Generator().manual_seed(0))
+
+    def amplitudes(name: str, training_clips: Callable[[], Tensor]) -> Tensor:
+        shaped = spectrum(CertifySettings(noise=name), n, rate, training_clips)  # type: ignore[arg-type]
+        assert shaped is not None
+        return shaped.amplitude
+
+    def no_clips() -> Tensor:
+        raise AssertionError("this spectrum needs no clips")
+
+    assert spectrum(CertifySettings(noise="white"), n, rate, no_clips) is None
+    assert torch.equal(amplitudes("hearing", no_clips), ShapedNoise(noise.hearing(n, rate), n).amplitude)
+    assert torch.equal(amplitudes("speech", lambda: clips), ShapedNoise(noise.speech(clips), n).amplitude)
+
+
+def test_the_hearing_spectrum_is_the_threshold_in_quiet() -> None:
+    n, rate = 1600, 16000
+    hertz = torch.fft.rfftfreq(n, 1 / rate)
+    level = 20 * noise.hearing(n, rate).log10()
+    quiet = threshold_in_quiet(hertz.clamp_min(50), lowest=1)  # in dB; constant below 50 Hz
+    torch.testing.assert_close(level, quiet.to(level), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("n", [8, 9])
+def test_a_flat_spectrum_is_white_noise(n: int) -> None:
+    """Parseval: an even length has one bin that occurs once at either end of the spectrum, an odd one only the mean."""
+    white = ShapedNoise(torch.full((n // 2 + 1,), 3.0), n)
+    delta = torch.randn(5, n, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(white(delta), delta)
+    torch.testing.assert_close(white.norm(delta), delta.norm(dim=1))
+    assert white.l2() == pytest.approx(1)
+
+
+# --- what a pass costs
+
+
+@pytest.mark.parametrize("answer", ["certify", "predict", "tuned_batch_size"])
+def test_votes_are_counted_without_autograd(answer: str) -> None:
+    modes: list[bool] = []
+
+    def spy(z: Tensor) -> Tensor:
+        modes.append(torch.is_inference_mode_enabled())
+        return constant(z)
+
+    smooth = Smooth(spy, 1.0, n0=16, n=16, batch_size=0 if answer == "tuned_batch_size" else 16)
+    getattr(smooth, answer)(*([torch.zeros(4)] if answer == "tuned_batch_size" else [torch.zeros(4), "x"]))
+    assert modes
+    assert all(modes)
+
+
+def test_noisy_copies_use_the_same_memory_until_the_shape_changes() -> None:
+    places: list[int] = []
+    seen: list[tuple[torch.Size, torch.dtype]] = []
+
+    def spy(z: Tensor) -> Tensor:
+        places.append(z.data_ptr())
+        seen.append((z.shape, z.dtype))
+        return constant(z)
+
+    smooth = Smooth(spy, 1.0, n0=32, n=96, batch_size=32)
+    smooth.certify(torch.zeros(5), "a")
+    smooth.certify(torch.zeros(5), "b")
+    assert len(places) == 2 * (1 + 3)
+    assert len(set(places)) == 1
+    for z in (torch.zeros(7), torch.zeros(2, 7), torch.zeros(2, 7, dtype=torch.float64)):
+        smooth.predict(z, "c")
+        assert seen[-1] == ((32, *z.shape), z.dtype)
+
+
+@pytest.mark.parametrize(
+    ("durations", "calls"), [([1.0, 0.5], 2), ([0.06, 0.05, 0.06, 0.06], 4), ([0.002, *[0.001] * 9], 10)]
+)
+def test_a_pass_is_timed_twice_and_a_quick_one_up_to_ten_times(
+    monkeypatch: pytest.MonkeyPatch, durations: list[float], calls: int
+) -> None:
+    clock, remaining = [0.0], [*durations, *[9.0] * 5]
+
+    def call() -> Tensor:
+        clock[0] += remaining.pop(0)
+        return torch.zeros(1)
+
+    monkeypatch.setattr("src.smoothing.smooth.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert _fastest(call, torch.device("cpu")) == pytest.approx(min(durations))
+    assert len(remaining) == len(durations) + 5 - calls
+
+
+def test_two_labels_of_several_digits_are_compared_by_value() -> None:
+    """As read from a file: equal texts that are two objects."""
+    row = {
+        "classifier": "smoothed", "sigma": "0.1", "id": "a", "label": "".join("12"), "certified": "".join("12"),
+        "radius": "0.3", "broken_at": "0.5",
+    }  # fmt: skip
+    assert row["label"] is not row["certified"]
+    certified, attacked = summary.side_by_side([row], [0.2])
+    assert (certified["r = 0.2"], attacked["r = 0.2"]) == ("1.00", "1.00")
