@@ -87,3 +87,20 @@ def test_true_lengths_are_part_of_what_clips_are(clips: Clips) -> None:
     shorter = replace(clips, lengths=clips.lengths - 7)
     assert shorter.fingerprint() != clips.fingerprint()
     assert shorter.fingerprint() != replace(clips, lengths=clips.lengths - 8).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "classifiers"),
+    [
+        (["CERTIFY.baselines=quantize"], {"smoothed", "undefended", "quantize"}),
+        ([], {"smoothed"}),
+        (["CERTIFY.baselines=quantize", "CERTIFY.kind=gain", "CERTIFY.sigma=3"], {"smoothed"}),
+        (["CERTIFY.baselines=quantize", "CERTIFY.stage=magnitude", "CERTIFY.sigma=0.1"], {"smoothed"}),
+    ],
+)
+def test_defenses_stand_beside_white_noise_at_the_waveform_only(
+    start: Start, overrides: list[str], classifiers: set[str]
+) -> None:
+    """Elsewhere their budgets are not those of the certificate."""
+    run = start("CERTIFY.attack_clips=1", "CERTIFY.attack_steps=1", "CERTIFY.radii=0.1", *overrides)
+    assert {row["classifier"] for row in run.attack(run.certify())} == classifiers

@@ -251,3 +251,24 @@ def test_a_gain_certificate_ends_where_the_clip_would_clip(amplitude: float, rad
     assert certificate.radius == pytest.approx(radius, abs=1e-5)
     quiet = Certifier(lambda x: x, constant, settings, 16000)(loud / 100, "clip", 3.0)  # type: ignore[arg-type]
     assert 1 < quiet.radius < 40  # the noise draws decide here, not the headroom
+
+
+@pytest.mark.parametrize("name", ["quantize", "noise_at_snr"])
+def test_one_lucky_draw_does_not_end_the_attack_on_a_random_defense(name: str) -> None:
+    """Against noise the attack goes on to the last step, because success under one draw is none; else it stops."""
+    passes: list[Tensor] = []
+
+    class Counted(Linear):
+        def forward(self, z: Tensor) -> Tensor:
+            if z.requires_grad:
+                passes.append(z)
+            return super().forward(z)
+
+    chain = Chain([DEFENSES[name](sample_rate=16000)], Counted(direction()).eval()).eval()
+    settings = CertifySettings(radii=(4.0,), attack_steps=12, attack_n=100)
+    row = attack_defended(chain, settings, MARGIN * direction(), 1, "clip", name)
+    assert row["flipped_at"] == 4.0
+    if name == "quantize":
+        assert 0 < len(passes) < settings.attack_steps
+    else:
+        assert len(passes) >= settings.attack_steps

@@ -271,6 +271,34 @@ def test_signs_of_a_retrained_model_are_measured_again(study: Study, monkeypatch
     assert measured == ["1", "2"]
 
 
+def test_signs_are_searched_on_clips_that_the_model_has_right(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On its own, not on those of another model; on the first ones of them, as many as configured."""
+    ids, searched = study.clips.ids, dict[str, tuple[str, ...]]()
+    right = {"net": [ids[i] for i in (1, 3, 4, 5)], "other": ids[:2]}
+
+    def on_clips(loaded: Config, entry: AttackedModel, part: Clips, *_: object) -> list[object]:
+        searched[entry.model.name] = part.ids
+        return []
+
+    monkeypatch.setattr(sanity, "on_clips", on_clips)
+    table = [
+        {"model": model, "attack": "pgd", "eps": "0.2", "norm": "linf", "id": example, "label": "1",
+         "correct": str(int(example in right[model])), "feasible": "1", "prediction_stage": "1", "success_stage": "0",
+         "success_wav": "0"}
+        for model in right
+        for example in ids
+    ]  # fmt: skip
+    loaded, models = study.config("ATTACK.checks=3"), [study.attacked(model=trained(name)) for name in right]
+    signs, _ = sanity.search(loaded, models, study.clips, table, {}, study.folder / "manifest.json")
+    assert searched == {"net": (ids[1], ids[3], ids[4]), "other": (ids[0], ids[1])}
+    assert set(signs) == {"net, pgd", "other, pgd"}
+
+
+def test_a_fit_is_labeled_with_its_budget(study: Study) -> None:
+    for eps in (EPS, Budget(20, True)):
+        assert fitting.load(fitted_file(study, eps=eps)).eps == str(eps)
+
+
 def test_a_clip_in_two_parts_costs_no_other_clip(tone_clips: Clips, tmp_path: Path) -> None:
     """Two processes made the same clip; the part of the first still holds three whole clips when it is opened again."""
 
