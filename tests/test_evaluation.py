@@ -311,6 +311,17 @@ def test_sample_mask() -> None:
     assert not silence[1].any(), "a silent clip may not change at all"
 
 
+def test_the_last_frame_may_be_a_part_of_one() -> None:
+    """Its energy is that of the samples that are there."""
+    for length in (1601, 1700, 1919):
+        x = torch.zeros(2, length)
+        x[0, :320], x[0, 1600:], x[1, 320:640] = 0.5, 0.5, 0.5
+        allowed = sample_mask(x, torch.ones(2, length, dtype=torch.bool), "silence", 16000, 40)
+        assert torch.equal(allowed, x > 0), length
+    short = torch.full((1, 100), 0.1)
+    assert sample_mask(short, torch.ones(1, 100, dtype=torch.bool), "silence", 16000, 40).all()
+
+
 def rows_of(decide: list[tuple[bool, bool]], eps: str = "0.1", attack: str = "pgd") -> Iterator[dict[str, str]]:
     """One row per (right on the clean clip, right under attack)."""
     for i, (clean, attacked) in enumerate(decide):

@@ -270,3 +270,19 @@ def test_every_figure_looks_as_it_did(name: str, tmp_path: Path) -> None:
     expected, actual = imread(stored), imread(tmp_path / "figure.png")
     assert actual.shape == expected.shape
     assert np.abs(actual - expected).mean() < 5e-4
+
+
+@pytest.mark.parametrize(("n_series", "outside"), [(1, False), (3, False), (4, True), (6, True)])
+def test_a_long_legend_stands_below_the_curves(drawn: list[Figure], n_series: int, outside: bool) -> None:
+    figures.curves(PATH, {str(i): ([0, 1], [0, i]) for i in range(n_series)}, x_label="x", y_label="y", title="title")
+    (axes,) = drawn[0].axes
+    drawn[0].canvas.draw()
+    assert bool(axes.get_legend().get_window_extent().y1 < axes.get_window_extent().y0) is outside
+
+
+def test_levels_are_those_of_full_scale(drawn: list[Figure]) -> None:
+    """A sine of amplitude 1 whose frequency is that of a bin is at 0 dB, a fiftieth of a dB apart at most."""
+    x = np.sin(2 * np.pi * 1000 * np.arange(8000) / 8000)
+    figures.spectrograms(PATH, [("full scale", x)], 8000)
+    shown = np.asarray(drawn[0].axes[0].images[0].get_array())
+    assert np.abs(shown.max(0)[5:-5]).max() < 0.02

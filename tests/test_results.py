@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from src.commands import shared_rows
+from src.distributed import Team
 from src.output import results
 
 FIELDS = ("id", "eps", "ok")
@@ -101,3 +103,46 @@ def test_table_and_manifest(tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "manifest.json").read_text())
     assert facts["seed"] == 3
     assert facts["versions"]["torch"]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "part.csv"])
+def test_parts_of_other_settings_are_kept_aside_too(tmp_path: Path, name: str) -> None:
+    """Whatever the file is called, the rows of an interrupted run stay together under its fingerprint."""
+    path, keys = tmp_path / name, ("id", "eps")
+    whole = results.RowFile(path, FIELDS, keys, {"seed": 0})
+    whole.write({"id": "a", "eps": 0.1, "ok": True})
+    whole.close()
+    part = results.RowFile(path, FIELDS, keys, {"seed": 0}, part=1)
+    part.write({"id": "b", "eps": 0.1, "ok": True})
+    part.close()
+    settings_of = path.with_name(f"{path.stem}.run.json")
+    fingerprint = json.loads(settings_of.read_text())["fingerprint"]
+    other = results.RowFile(path, FIELDS, keys, {"seed": 1})
+    other.close()
+    assert not other.rows
+    aside = {p.name: p.read_text() for p in tmp_path.iterdir() if fingerprint in p.name}
+    assert set(aside) == {f"{path.stem}.{fingerprint}.csv", f"{path.stem}.{fingerprint}.part1.csv"}
+    assert "a,0.1,1" in aside[f"{path.stem}.{fingerprint}.csv"]
+    assert "b,0.1,1" in aside[f"{path.stem}.{fingerprint}.part1.csv"]
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "file"), [(0, 1, "rows.csv"), (0, 2, "rows.part0.csv"), (1, 2, "rows.part1.csv")]
+)
+def test_every_process_of_several_writes_a_file_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, size: int, file: str
+) -> None:
+    """A process alone writes the file itself; the first of several takes in what the others wrote."""
+    monkeypatch.setattr(Team, "wait", lambda self: None)
+    opening = (tmp_path / "rows.csv", FIELDS, ("id", "eps"), {"seed": 0})
+    results.RowFile(*opening).close()
+    written: dict[str, str] = {}
+
+    def compute(rows: results.RowFile) -> list[tuple[str, float]]:
+        rows.write({"id": "a", "eps": 0.1, "ok": True})
+        written.update({p.name: p.read_text() for p in tmp_path.glob("*.csv") if "a,0.1,1" in p.read_text()})
+        return [("a", 0.1)]
+
+    collected = shared_rows.collect(Team(rank, size), opening, compute)
+    assert list(written) == [file]
+    assert collected == ([{"id": "a", "eps": "0.1", "ok": "1"}] if rank == 0 else [])

@@ -195,3 +195,15 @@ def test_every_command_passes_the_lengths_on(tmp_path: Path, monkeypatch: pytest
             assert call(tmp_path, patched, script, *args) == 0, script
         assert set(counts) <= {n for split in splits for n in frames[split]}, script
         assert len(set(counts)) > 1, script
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_one_row_of_lengths_serves_every_choice_of_examples(rows: int) -> None:
+    """Several rows are chosen from like the examples; a single one belongs to all of them."""
+    victim, x = build(masked_pooling=True), noise(3, RATE)
+    valid = torch.arange(RATE) < torch.tensor([[4000], [8000], [12000]])[:rows]
+    model, index = with_lengths(victim, valid), torch.tensor([1, 0] if rows > 1 else [2, 1])
+    assert isinstance(model, WithLengths)
+    whole = with_lengths(victim, valid.expand(3, -1) if rows == 1 else valid)(x if rows != 2 else x[:2])
+    torch.testing.assert_close(model.select(index)(x[index]), whole[index])
+    torch.testing.assert_close(model.select(index).select(torch.tensor([1]))(x[index[1:]]), whole[index[1:]])
