@@ -166,3 +166,16 @@ def test_what_is_no_number_is_heard_as_undefined(tmp_path: Path, drawn: Drawn) -
     titles = [axes.get_title() for axes in drawn[f"{CLIPS.ids[0]}.png"].axes if axes.images]
     assert "heard 'undefined'" in titles[0]
     assert titles[1] == "pgd, eps 0.1: wav heard 'undefined'"
+
+
+@pytest.mark.parametrize(("rank", "shown"), [(0, True), (1, False)])
+def test_one_process_of_several_shows_the_progress(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rank: int, shown: bool
+) -> None:
+    loaded = settings(tmp_path)
+    identity, attacked, eps = attack_commands.identity(loaded, CLIPS, CPU), attacked_model(loaded), loaded.attack.eps[0]
+    command = AttackCommand(loaded, CLIPS, frozenset(), identity, Team(rank, 2))
+    store = command.store(attacked.model, "random_signs", eps)
+    command.craft(attacked, store, [rank], "random_signs", eps)
+    assert CLIPS.ids[rank] in store
+    assert ("net, random_signs, eps 0.1" in capsys.readouterr().err) is shown

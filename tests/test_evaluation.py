@@ -311,6 +311,14 @@ def test_sample_mask() -> None:
     assert not silence[1].any(), "a silent clip may not change at all"
 
 
+@pytest.mark.parametrize("level", [2.0, 1e-3])
+def test_silence_is_relative_to_the_clip(level: float) -> None:
+    x = torch.zeros(1, 1600)
+    x[0, 320:640], x[0, 640:960], x[0, 960:1280] = 0.5 * level, 0.004 * level, 0.006 * level
+    allowed = sample_mask(x, torch.ones(1, 1600, dtype=torch.bool), "silence", 16000, 40)
+    assert allowed[0].nonzero().flatten().tolist() == [*range(320, 640), *range(960, 1280)]
+
+
 def test_the_last_frame_may_be_a_part_of_one() -> None:
     """Its energy is that of the samples that are there."""
     for length in (1601, 1700, 1919):

@@ -268,7 +268,10 @@ def test_one_lucky_draw_does_not_end_the_attack_on_a_random_defense(name: str) -
     settings = CertifySettings(radii=(4.0,), attack_steps=12, attack_n=100)
     row = attack_defended(chain, settings, MARGIN * direction(), 1, "clip", name)
     assert row["flipped_at"] == 4.0
+    draws = {len(z) for z in passes}
     if name == "quantize":
         assert 0 < len(passes) < settings.attack_steps
+        assert draws == {1}
     else:
         assert len(passes) >= settings.attack_steps
+        assert draws == {settings.attack_draws}, "all draws of a step in one pass"

@@ -800,3 +800,40 @@ def test_two_labels_of_several_digits_are_compared_by_value() -> None:
     assert row["label"] is not row["certified"]
     certified, attacked = summary.side_by_side([row], [0.2])
     assert (certified["r = 0.2"], attacked["r = 0.2"]) == ("1.00", "1.00")
+
+
+def tuned(monkeypatch: pytest.MonkeyPatch, cost: Callable[[int], float], memory: int = 10**9) -> int:
+    """What tuning finds for a model whose passes take `cost(rows)` seconds and fit into memory up to so many rows."""
+    clock, refused = [0.0], list[int]()
+
+    def model(z: Tensor) -> Tensor:
+        clock[0] += cost(len(z))
+        if len(z) > memory:
+            refused.append(len(z))
+            raise torch.cuda.OutOfMemoryError
+        return z
+
+    monkeypatch.setattr("src.smoothing.smooth.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    best = tune(model, torch.ones(16, 3))
+    assert len(refused) <= 1, "what did not fit once is not tried again"
+    return best
+
+
+@pytest.mark.parametrize(
+    ("cost", "best"),
+    [
+        (lambda rows: 0.03, 4096),
+        (lambda rows: 0.001 * rows, 16),
+        (lambda rows: 0.001 * max(rows, 128), 128),
+        (lambda rows: 0.001 * rows * (1 + rows / 64), 16),
+        (lambda rows: 1.0, 64),  # 3 passes of each size: after 10 seconds the search ends
+    ],
+)
+def test_the_smallest_of_the_fastest_batch_sizes_is_found(
+    monkeypatch: pytest.MonkeyPatch, cost: Callable[[int], float], best: int
+) -> None:
+    assert tuned(monkeypatch, cost) == best
+
+
+def test_a_batch_that_does_not_fit_into_memory_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tuned(monkeypatch, lambda rows: 0.03, memory=100) == 64
