@@ -279,3 +279,10 @@ def test_attack_weaker_than_a_simple_search_is_a_sign() -> None:
     for name in ("band_limited", "square"):  # confined to less than the ball, or to scores
         indicators = check(away_from_another, chain, chain, x, y, large, name=name)
         assert math.isnan(value_of(indicators, "reference_is_better").value)
+
+
+def test_the_unbounded_budget_is_the_legal_range_or_a_thousand_times_the_clip() -> None:
+    x = torch.full((2, 100), 0.5)
+    assert sanity_checks.widest(x, ThreatModel("linf", 0.1, (-1.0, 1.0))).budgets(x).tolist() == [2.0, 2.0]
+    assert sanity_checks.widest(x, ThreatModel("l2", 0.1)).budgets(x).tolist() == pytest.approx([5000.0, 5000.0])
+    assert sanity_checks.widest(0 * x, ThreatModel("l2", 0.1)).budgets(x).tolist() == [1000.0, 1000.0]

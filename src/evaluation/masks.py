@@ -24,4 +24,4 @@ def sample_mask(x: Tensor, valid: Tensor, kind: str, sample_rate: int, silence_d
     frame = round(FRAME_SECONDS * sample_rate)
     energy = F.pad(x, (0, -x.shape[1] % frame)).view(len(x), -1, frame).square().sum(-1)
     loud = energy > energy.amax(1, keepdim=True) * 10 ** (-silence_db / 10)
-    return valid & loud.repeat_interleave(frame, 1)[:, : x.shape[1]] & (energy.amax(1, keepdim=True) > 0)
+    return valid & loud.repeat_interleave(frame, 1)[:, : x.shape[1]]
