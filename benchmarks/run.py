@@ -86,7 +86,7 @@ def measure(
     if name == "grid":
         return grid.run(victim, x, 1)
     if name == "default_evaluation":
-        chosen = torch.arange(0, len(clips), max(1, len(clips) // 100))[:100]
+        chosen = torch.arange(0, len(clips), max(1, len(clips) // 64))[:64]
         return default_evaluation.run(others, clips.waveforms(chosen), clips.labels[chosen])
     if name == "minimum_norm":
         return minimum_norm.run(victim, x, 1)
