@@ -40,6 +40,7 @@ class Adversarial:
         original: the clips before the attack.
         victim: the model that was attacked.
         targeted: whether the attack aimed at the label `facts[i]["target"]`.
+        seed: of the draws of a randomized model.
     """
 
     clips: Clips
@@ -47,6 +48,7 @@ class Adversarial:
     original: Clips
     victim: Victim
     targeted: bool
+    seed: int = 0
 
 
 def load_model(path: str | Path) -> Victim:
@@ -118,7 +120,9 @@ def attack(
     fitted = crafter.fit(fit_clips, name, options, budget) if fit_clips else None
     crafted = list(crafter.craft(clips, name, options, budget, fitted))
     adversarial = replace(clips, samples=np.stack([clip.samples for clip in crafted]))
-    return Adversarial(adversarial, [clip.facts for clip in crafted], clips, victim, attack_settings.targeted)
+    return Adversarial(
+        adversarial, [clip.facts for clip in crafted], clips, victim, attack_settings.targeted, attack_settings.seed
+    )
 
 
 def judge(victim: Victim, adversarial: Adversarial, *, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
@@ -130,7 +134,7 @@ def judge(victim: Victim, adversarial: Adversarial, *, device: torch.device | st
     """
     fitting(victim, adversarial.clips)
     clean = None if victim is adversarial.victim else adversarial.original
-    rows = Judge(victim, torch.device(device)).rows(
+    rows = Judge(victim, torch.device(device), seed=adversarial.seed).rows(
         adversarial.clips, adversarial.facts, targeted=adversarial.targeted, clean=clean
     )
     return list(rows)

@@ -17,6 +17,8 @@ SNAP_MARGIN = 1e-5
 """Share of the budget that `snap` leaves unused, so that the norm of its result in float64 is within the budget too."""
 SNAP_STEPS = 4
 """Scales that `snap` tries."""
+ROUNDED = 1e-5
+"""Relative error of a number that is written with six digits."""
 
 
 def column(value: Tensor, like: Tensor) -> Tensor:
@@ -140,14 +142,18 @@ class ThreatModel:
         """The threat with its linf budget rounded down to the grid: the smallest ball with the same legal points."""
         if self.grid is None or self.norm != "linf":
             return self
-        # The addend forgives that a budget of k steps, written in decimals, may be a little below them.
-        steps = torch.as_tensor(self.eps, dtype=torch.float64) / self.grid + 1e-6
+        # A budget of k steps, written with six digits, may be a little below them.
+        steps = torch.as_tensor(self.eps, dtype=torch.float64) / self.grid * (1 + ROUNDED)
         eps = steps.floor() * self.grid
         return replace(self, eps=eps.to(torch.float32) if isinstance(self.eps, Tensor) else float(eps))
 
-    def snap(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """A legal point of the grid near x_adv, which is within the bounds and the mask; x is on the grid. It is in the
-        ball where x_adv is, and otherwise the nearest point. Without a grid x_adv itself. [batch, ...].
+    def snap(self, x_adv: Tensor, x: Tensor, beyond: float = 0.02) -> Tensor:
+        """A legal point of the grid near x_adv, which is within the bounds and the mask; x is on the grid. Without a
+        grid x_adv itself. [batch, ...].
+
+        Args:
+            beyond: where x_adv exceeds the budget by more than this share, as a search for the smallest perturbation
+                may, the nearest point of the grid is returned, and elsewhere one within the budget.
 
         In linf, with a floored budget, rounding cannot leave the box. In l2 and l1 it usually leaves the ball, by the
         norm of the rounding error: the perturbation is then scaled until its rounded values fit."""
@@ -158,7 +164,10 @@ class ThreatModel:
         delta = (x_adv - x).mul_(1 / self.grid)
         limit = self.budgets(x) / self.grid
         size = norm_of(delta, self.norm)
-        limit = torch.where(size <= limit * (1 + TOLERANCE), limit * (1 - SNAP_MARGIN), math.inf)
+        limit = torch.where(size <= limit * (1 + beyond), limit * (1 - SNAP_MARGIN), math.inf)
+        # x + delta is itself rounded, by more than a share of a small budget where x is large.
+        inside = (limit / size.clamp_min(1e-30)).clamp(max=1)
+        delta, size = delta.mul_(column(inside, delta)), size * inside
         return x + _rounded_within(delta, size, limit, self.norm).mul_(self.grid)
 
     def contains(self, x_adv: Tensor, x: Tensor, tolerance: float = TOLERANCE) -> Tensor:

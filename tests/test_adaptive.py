@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from src.attacks.model import confirmed, votes
 from src.evaluation.call_counter import CallCounter
 from src.evaluation.predict import ballots, majority
+from src.evaluation.recorder import Recorder
 from src.losses import fooled
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS
@@ -232,3 +233,26 @@ def test_the_majority_of_the_draws_decides() -> None:
         assert (majority(labels) == label).all()
         assert abs((labels == 1).float().mean() - share) < 0.15
     assert ballots(Chain([], net()), X, RandomStreams(0, "abcde", "judge")).shape == (1, 5)
+
+
+@pytest.mark.parametrize("name", ["cw", "ddn", "pgd"])
+def test_a_random_model_is_attacked_the_same_alone_in_a_batch_and_under_observation(name: str) -> None:
+    """Examples that are done draw no more numbers, whatever the others need; and a recorder is asked for votes too."""
+    chain = Chain([Noise(0.3)], net()).eval()
+    y, ids = chain.classify(X).argmax(1), list("abcde")
+    threat = ThreatModel("linf" if name == "pgd" else "l2", 1.0 if name == "pgd" else float("inf"))
+    options = {"cw": {"steps": 20, "search_steps": 2}, "ddn": {"steps": 20}, "pgd": {"steps": 5}}[name]
+
+    def attack(index: Tensor, recorded: bool = False) -> Tensor:
+        some = [ids[i] for i in index]
+        model = adaptive(chain, rng=RandomStreams(0, some, "eot"), draws=4)
+        if recorded:
+            model = Recorder.of(model, X[index], y[index], threat.select(index), False)  # type: ignore[assignment]
+        rng = RandomStreams(0, some, name)
+        return ATTACKS[name](model, X[index], y[index], threat, rng=rng, targeted=False, **options)
+
+    together = attack(torch.arange(5))
+    assert not torch.equal(together, X)
+    for i in range(5):
+        torch.testing.assert_close(attack(torch.tensor([i])), together[i : i + 1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attack(torch.arange(5), recorded=True), together, rtol=0, atol=0)

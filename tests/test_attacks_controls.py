@@ -45,7 +45,15 @@ def test_no_verdict_on_a_control(loaded: config.Config, tmp_path: Path, capsys: 
         y = victim(torch.from_numpy(samples.astype(np.float32) / FULL_SCALE)).argmax(1)
     clips = Clips(samples, y, torch.full((4,), 800), ("a", "b", "c", "d"), ("a", "b", "c"), 8000, False, "test")
     attacked = attacked_model(loaded, Trained("net", "0" * 64, victim, {}), torch.device("cpu"))
-    same = {"model": "net", "eps": "0.01", "correct": "1", "success_stage": "0", "success_wav": "0", "feasible": "1"}
+    same = {
+        "model": "net",
+        "eps": "0.01",
+        "correct": "1",
+        "success_stage": "0",
+        "success_wav": "0",
+        "feasible": "1",
+        "budget": "0.1",
+    }
     rows = [
         {**same, "attack": name, "id": i}
         for name in ("pgd", "time_shuffled", "random_uniform", "random_signs")

@@ -20,8 +20,8 @@ def rows(kept: dict[str, int], clips: int = 10) -> list[dict[str, str]]:
         for i in range(clips):
             row = dict.fromkeys(ATTACK_FIELDS, 0) | {
                 "model": "m", "attack": "pgd", "eps": eps, "id": f"clip{i}", "norm": "linf", "label": 1, "correct": 1,
-                "feasible": True, "prediction": 1, "prediction_stage": int(i < right), "success_stage": i >= right,
-                "success_wav": i >= right,
+                "feasible": True, "budget": 0.1, "prediction": 1, "prediction_stage": int(i < right),
+                "success_stage": i >= right, "success_wav": i >= right,
             }  # fmt: skip
             table.append({key: cell(value) for key, value in row.items()})
     return table
@@ -43,8 +43,9 @@ def settings(folder: Path, eps: str) -> config.Config:
 )
 def test_accuracy_must_not_rise_with_the_budget(tmp_path: Path, eps: str, kept: dict[str, int], failed: bool) -> None:
     loaded = settings(tmp_path, eps)
-    lost, infeasible, monotone = sanity.over_rows(loaded, rows(kept), loaded.attack.eps[0])
+    lost, infeasible, empty, monotone = sanity.over_rows(loaded, rows(kept), loaded.attack.eps[0])
     assert (infeasible.name, infeasible.failed) == ("infeasible", False)
+    assert (empty.name, empty.failed) == ("empty_budget", False)
     assert (lost.name, lost.failed) == ("lost_on_wav", False)
     assert (monotone.name, monotone.failed) == ("curve_not_monotone", failed)
     if failed:
@@ -52,14 +53,12 @@ def test_accuracy_must_not_rise_with_the_budget(tmp_path: Path, eps: str, kept: 
 
 
 def test_a_curve_needs_two_budgets_of_one_kind(tmp_path: Path) -> None:
+    without_curve = ["lost_on_wav", "infeasible", "empty_budget"]
     for eps in ("0.1", "0.1, 20 dB"):
         loaded = settings(tmp_path, eps)
-        assert [sign.name for sign in sanity.over_rows(loaded, rows({"0.1": 5}), Budget(0.1))] == [
-            "lost_on_wav",
-            "infeasible",
-        ]
+        assert [sign.name for sign in sanity.over_rows(loaded, rows({"0.1": 5}), Budget(0.1))] == without_curve
     loaded = settings(tmp_path, "0.1, 0.2")
-    assert [sign.name for sign in sanity.over_rows(loaded, rows({"inf": 5}), None)] == ["lost_on_wav", "infeasible"]
+    assert [sign.name for sign in sanity.over_rows(loaded, rows({"inf": 5}), None)] == without_curve
 
 
 def test_controls_are_told_by_what_they_are() -> None:

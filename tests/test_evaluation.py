@@ -25,6 +25,7 @@ from src.evaluation.masks import sample_mask
 from src.output import results
 from src.registry import ATTACKS, INVERSIONS
 from src.stages.front_ends import log_mel
+from src.victims import checkpoint
 from src.victims.victim import Victim
 from tests.conftest import SAMPLE_RATE, WORDS
 
@@ -214,7 +215,11 @@ def test_through_audio_attacks_what_the_wav_gives(victim: Victim, clips: Clips, 
         assert any(row["success_wav"] for row in rows)
 
 
-def test_through_audio_needs_an_inversion() -> None:
+def test_through_audio_needs_an_inversion(victim: Victim) -> None:
+    noisy = checkpoint.defend(victim, [{"name": "noise_at_snr", "options": {}}])
+    settings = AttackSettings(through="audio", stage="magnitude")
+    with pytest.raises(ValueError, match="noise_at_snr is randomized and stands before the attacked magnitude"):
+        Crafter(noisy, settings, INVERSIONS["gain_mask"], torch.device("cpu"))
     with pytest.raises(ValueError, match="stage = waveform has none"):
         AttackSettings(through="audio")
 

@@ -85,6 +85,11 @@ def test_success_lost_on_the_wav() -> None:
     assert not indicators.lost_on_wav([]).failed
 
 
+def test_clips_without_a_budget_are_a_sign() -> None:
+    assert not indicators.empty_budget([{"budget": "0.0002"}] * 16).failed
+    assert indicators.empty_budget([{"budget": "0.0"}] * 4 + [{"budget": "0.0002"}] * 12).failed
+
+
 def test_one_infeasible_clip_is_a_sign() -> None:
     assert not indicators.infeasible([{"feasible": 1}] * 8).failed
     assert indicators.infeasible([{"feasible": 1}] * 99 + [{"feasible": 0}]).failed

@@ -190,7 +190,22 @@ def test_snap_only_rounds_what_is_outside_the_ball() -> None:
     torch.testing.assert_close(threat.snap(outside, x), x + ((outside - x) * 32768).round() / 32768, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("eps", "steps"), [(2e-4, 6), (5e-4, 16), (1 / 32768, 1), (3e-5, 0), (0.0, 0)])
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+@pytest.mark.parametrize("size", [0.001, 0.003, 0.01])
+def test_small_budgets_around_full_scale_are_kept(norm: str, size: float) -> None:
+    """x + delta is rounded by more than a share of such a budget, in float32."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.where(torch.rand(40, 2000, generator=generator) < 0.5, -1.0, 1 - STEP)
+    threat = ThreatModel(norm, size, (-1, 1 - STEP), None, STEP)
+    far = x + 0.01 * torch.randn(x.shape, generator=generator)
+    snapped = threat.snap(threat.project(far, x), x, beyond=math.inf)
+    assert threat.contains(snapped.double(), x.double(), tolerance=0).all()
+
+
+@pytest.mark.parametrize(
+    ("eps", "steps"),
+    [(9.15527e-05, 3), (0.000183105, 6), (0.000793457, 26), (2e-4, 6), (5e-4, 16), (1 / 32768, 1), (3e-5, 0), (0.0, 0)],
+)
 def test_linf_budgets_are_rounded_down_to_the_grid(eps: float, steps: int) -> None:
     assert ThreatModel("linf", eps, grid=STEP).floored().eps == steps * STEP
     per_example = ThreatModel("linf", torch.tensor([eps, math.inf]), grid=STEP).floored().eps

@@ -35,6 +35,8 @@ from tests.test_attacks_universal import RATE, TIME, LoudestBand, make_clips
 CPU = torch.device("cpu")
 EPS = Budget(0.2)
 WEIGHTS = "0" * 64
+LEGAL = {"feasible": "1", "budget": "0.1"}
+"""Columns that the signs over rows read."""
 
 
 def make_victim(*defenses: Mapping[str, Any]) -> Victim:
@@ -255,7 +257,15 @@ def test_signs_of_a_retrained_model_are_measured_again(study: Study, monkeypatch
     monkeypatch.setattr(sanity, "on_clips", on_clips)
     command, manifest = study.command(), study.folder / "manifest.json"
     table = [
-        {"model": "net", "attack": "pgd", "id": example, "correct": "1", "success_stage": "0", "feasible": "1"}
+        {
+            "model": "net",
+            "attack": "pgd",
+            "id": example,
+            "correct": "1",
+            "success_stage": "0",
+            "feasible": "1",
+            "budget": "0.1",
+        }
         for example in study.clips.ids
     ]
 
@@ -283,7 +293,7 @@ def test_signs_are_searched_on_clips_that_the_model_has_right(study: Study, monk
     monkeypatch.setattr(sanity, "on_clips", on_clips)
     table = [
         {"model": model, "attack": "pgd", "eps": "0.2", "norm": "linf", "id": example, "label": "1",
-         "correct": str(int(example in right[model])), "feasible": "1", "prediction_stage": "1", "success_stage": "0",
+         "correct": str(int(example in right[model])), **LEGAL, "prediction_stage": "1", "success_stage": "0",
          "success_wav": "0"}
         for model in right
         for example in ids

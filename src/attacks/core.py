@@ -65,7 +65,7 @@ class RegisteredAttack:
             if self.spec.kind == "minimum_norm":  # the smallest success may still exceed a finite budget
                 inside = column(threat.contains(x_adv, x), x)
                 x_adv = torch.where(inside, x_adv, threat.project(x_adv, x))
-            return threat.snap(x_adv, x)
+            return threat.snap(x_adv, x, beyond=math.inf)
 
     def fit(
         self,

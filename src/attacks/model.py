@@ -43,6 +43,11 @@ class Voter(Protocol):
         ...
 
 
+def draws_of(model: Model) -> int:
+    """Draws that a randomized model makes per call; 0 for a deterministic one."""
+    return getattr(model, "draws", 0)
+
+
 def votes(model: Model, x: Tensor) -> Tensor | None:
     """`Voter.votes` of any model."""
     return model.votes(x) if isinstance(model, Voter) else None
@@ -60,8 +65,12 @@ def confirmed(model: Model, x_adv: Tensor, success: Tensor, y: Tensor, targeted:
     index = success.nonzero().flatten()
     if not len(index) or (ballots := votes(narrow(model, index), x_adv[index])) is None:
         return success
-    won = torch.stack([fooled(logits, y[index], targeted) for logits in ballots]).float().mean(0) >= WON
-    return success.index_put((index,), won)
+    return success.index_put((index,), won_by_vote(ballots, y[index], targeted))
+
+
+def won_by_vote(ballots: Tensor, y: Tensor, targeted: bool) -> Tensor:
+    """Whether enough draws [votes, batch, classes] are fooled, [batch] bool."""
+    return torch.stack([fooled(logits, y, targeted) for logits in ballots]).float().mean(0) >= WON
 
 
 def succeeds(model: Model, x_adv: Tensor, logits: Tensor, y: Tensor, targeted: bool) -> Tensor:

@@ -73,7 +73,8 @@ def search(
 
 def over_rows(config: Config, rows: Sequence[Row], eps: Budget | None) -> list[Indicator]:
     """The signs that the rows of one attack on one model show."""
-    signs, budgets = [indicators.lost_on_wav(rows), indicators.infeasible(rows)], config.attack.eps
+    signs = [indicators.lost_on_wav(rows), indicators.infeasible(rows), indicators.empty_budget(rows)]
+    budgets = config.attack.eps
     if eps and len(budgets) > 1 and len({budget.is_snr for budget in budgets}) == 1:
         curve: dict[float, dict[str, bool]] = {}
         for row in rows:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.attacks.model import Model, narrow, votes
+from src.attacks.model import Model, draws_of, narrow, votes
 
 
 class CallCounter:
     """A model that counts, for every example, how often it was called and differentiated.
 
     Args:
-        model: what is called; one with the attribute `draws` makes so many passes at every call.
+        model: what is called; a randomized one makes a pass per draw.
         index: positions of the examples in the counts, [batch] long.
         forwards: counts of all examples, changed in place.
         backwards: as forwards.
@@ -29,7 +29,7 @@ class CallCounter:
 
     def __call__(self, x: Tensor) -> Tensor:
         logits = self.model(x)
-        times = getattr(self.model, "draws", 1)
+        times = max(1, draws_of(self.model))
         self.forwards[self.index] += times
         if logits.requires_grad:
             logits.register_hook(lambda _: self._count_backward(times))  # type: ignore[no-untyped-call]

@@ -100,6 +100,9 @@ class Crafter:
             self.grid = 1 / FULL_SCALE
             self.bounds = -1.0, 1 - self.grid
         self.inverted: dict[str, int] = {}
+        if settings.through == "audio" and is_randomized(self.head):
+            names = ", ".join(str(stage.name) for stage in self.head.stages if stage.randomized)
+            raise ValueError(f"through = audio: {names} is randomized and stands before the attacked {settings.stage}")
 
     def streams(self, ids: tuple[str, ...], purpose: str) -> RandomStreams:
         return RandomStreams(self.settings.seed, ids, purpose)

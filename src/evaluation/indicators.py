@@ -16,7 +16,7 @@ from src.smoothing.bounds import lower_bound
 
 ALPHA = 0.05
 """Probability that an indicator fails where its true value is just at the threshold."""
-OVER_ROWS = ("lost_on_wav", "infeasible", "curve_not_monotone")
+OVER_ROWS = ("lost_on_wav", "infeasible", "empty_budget", "curve_not_monotone")
 """Indicators that rows show; the others take a run of their own."""
 
 
@@ -96,6 +96,13 @@ def infeasible(rows: Sequence[Mapping[str, Any]]) -> Indicator:
     return Indicator("infeasible", outside / len(rows), 0.0, outside > 0, says, len(rows))
 
 
+def empty_budget(rows: Sequence[Mapping[str, Any]]) -> Indicator:
+    """Share of the clips that nothing may change, because their budget is 0: less than one step of 16 bits, say, where
+    an SNR is high and the clip quiet."""
+    empty = [float(row["budget"]) == 0 for row in rows]
+    return share("empty_budget", empty, 0.02, "these clips have no budget (below one step of 16 bits?): raise eps")
+
+
 def not_monotone(curve: Mapping[float, Mapping[str, bool]]) -> Indicator:
     """Largest rise of robust accuracy from one budget to the next larger one.
 
@@ -123,7 +130,7 @@ def sanity_verdict(indicators: Sequence[Indicator]) -> str:
     wav = "".join(f"; {100 * i.value:.0f} % of the successes are lost on the wav: judge by its column" for i in lost)
     if not signs:
         measured = [i for i in indicators if not math.isnan(i.value) and i not in lost]
-        if all(i.name in ("lost_on_wav", "infeasible") for i in measured):
+        if all(i.name in ("lost_on_wav", "infeasible", "empty_budget") for i in measured):
             return f"not checked for signs of failure; robust accuracy is only an upper bound{wav}"
         clips = max(i.clips for i in measured)
         checks = f"{len(measured)} checks on up to {clips} clips"

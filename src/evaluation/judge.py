@@ -87,8 +87,8 @@ class Judge:
         draws = zip(facts, predictions, majority(drawn).tolist(), drawn.T.tolist(), strict=True)
         for fact, prediction, on_wav, labels in draws:
             row = {**fact, "prediction": prediction, "correct": prediction == fact["label"], "prediction_wav": on_wav}
-            hits = [succeeds({**row, "prediction_wav": label}, "wav", targeted) for label in labels]
-            row["share_wav"] = sum(hits) / len(hits)
+            wrong = [row["correct"] and row["feasible"] and errs(label, row["label"]) for label in labels]
+            row["share_wav"] = sum(wrong) / len(wrong)
             del row["length"], row["tags"]
             for place in ("stage", "audio", "wav"):
                 row[f"success_{place}"] = succeeds(row, place, targeted)

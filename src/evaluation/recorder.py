@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from src.attacks.model import Model, narrow
+from src.attacks.model import Model, draws_of, narrow, votes, won_by_vote
 from src.losses import margin
 from src.threat import ThreatModel, norm_of
 
@@ -25,6 +25,8 @@ class Recorder:
         threat: budget of the examples.
         index: places of the examples in the whole batch, [batch] long.
         paths: the margins of every example of the whole batch.
+        won: the examples of the whole batch that a point of the budget fooled: by the margin, or, where the model is
+            randomized, by a vote.
     """
 
     model: Model
@@ -34,25 +36,40 @@ class Recorder:
     targeted: bool
     index: Tensor
     paths: list[list[float]]
+    won: set[int]
 
     @classmethod
     def of(cls, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, targeted: bool) -> Self:
         """With nothing recorded yet."""
-        return cls(model, x, y, threat, targeted, torch.arange(len(y)), [[] for _ in range(len(y))])
+        return cls(model, x, y, threat, targeted, torch.arange(len(y)), [[] for _ in range(len(y))], set())
 
     def __call__(self, z: Tensor) -> Tensor:
         logits = self.model(z)
         if z.shape == self.x.shape:
             values = margin(logits.detach(), self.y, self.targeted).tolist()
-            # A thousandth more than eps: float32 does not land on the border exactly.
-            inside = norm_of(z.detach() - self.x, self.threat.norm) <= 1.001 * self.threat.budgets(self.x)
-            for row, value, legal in zip(self.index.tolist(), values, inside.tolist(), strict=True):
+            for row, value, legal in zip(self.index.tolist(), values, self._inside(z), strict=True):
                 if legal:
                     self.paths[row].append(value)
+                    if value > 0 and not draws_of(self.model):
+                        self.won.add(row)
         return logits
+
+    def votes(self, z: Tensor) -> Tensor | None:
+        """As `Voter.votes`."""
+        ballots = votes(self.model, z)
+        if ballots is not None:
+            won = won_by_vote(ballots, self.y, self.targeted).tolist()
+            rows = zip(self.index.tolist(), won, self._inside(z), strict=True)
+            self.won.update(row for row, success, legal in rows if success and legal)
+        return ballots
+
+    def _inside(self, z: Tensor) -> list[bool]:
+        # A thousandth more than eps: float32 does not land on the border exactly.
+        inside = norm_of(z.detach() - self.x, self.threat.norm) <= 1.001 * self.threat.budgets(self.x)
+        return inside.tolist()
 
     def select(self, index: Tensor) -> Self:
         return type(self)(
             narrow(self.model, index), self.x[index], self.y[index], self.threat.select(index), self.targeted,
-            self.index[index.cpu()], self.paths,
+            self.index[index.cpu()], self.paths, self.won,
         )  # fmt: skip

@@ -197,9 +197,7 @@ def check(evaluation: Evaluation, queries: int = 200, steps: int = 40) -> list[I
     x_adv = e.run(recorder, e.threat)
     logits = e.true_logits(x_adv)
     success = fooled(logits, e.y, e.targeted)
-    silent = [
-        max(path, default=-1.0) > 0 and not won for path, won in zip(recorder.paths, success.tolist(), strict=True)
-    ]
+    silent = [row in recorder.won and not won for row, won in enumerate(success.tolist())]
     indicators += [
         not_finite([e.true_logits(x), logits]),
         incomplete(recorder.paths, success.tolist()) if e.needs_gradients else unmeasured("incomplete", unseen),

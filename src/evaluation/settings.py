@@ -9,6 +9,7 @@ from src.attacks.core import spec_of
 from src.budget import Budget, Eps
 from src.datasets.store import FULL_SCALE
 from src.registry import ATTACKS, Count, Listed, Natural, Positive
+from src.threat import ROUNDED
 from src.victims.stage import WAVEFORM
 
 LSB = 1 / FULL_SCALE
@@ -33,7 +34,8 @@ class AttackSettings:
         eps: budgets, each in units of the stage or as an SNR such as 30 dB; minimum-norm attacks ignore them. At the
             waveform a linf budget is rounded down to whole steps of 16-bit samples.
         through: what the iterates of an attack pass on their way to the model: the stages behind the attacked one
-            (stage), or the inversion and 16 bits as well (audio), so that a success is one that survives on the wav.
+            (stage), or the inversion and 16 bits as well (audio), so that what the attack counts as a success survives
+            on the wav; the columns of the stage remain those of the spectrum itself.
         mask: exclude the padding from the perturbation, the padding and all silence, or nothing (none).
         silence_db: a 20-ms frame is silence if its energy is this far below that of the clip's loudest frame.
         targeted: aim at a random other label, drawn per clip, instead of any misclassification.
@@ -76,7 +78,7 @@ class AttackSettings:
             raise ValueError("through = audio puts an inversion into the loop, and stage = waveform has none")
         if self.stage == WAVEFORM and self.norm == "linf":
             for eps in self.eps:
-                if not eps.is_snr and 0 < eps.value < LSB * (1 - 1e-6):
+                if not eps.is_snr and 0 < eps.value < LSB * (1 - ROUNDED):
                     raise ValueError(
                         f"eps = {eps} is below one step of 16-bit samples, {LSB:.3g}: no wav differs so little"
                     )

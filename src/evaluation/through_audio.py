@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from src.attacks.model import Model, narrow, votes
+from src.attacks.model import Model, draws_of, narrow, votes
 from src.datasets.store import FULL_SCALE
 from src.victims.adaptive import straight_through
 
@@ -41,7 +41,7 @@ class ThroughAudio:
     ):
         self.model, self.head, self.to_audio = model, head, to_audio
         self.x, self.valid, self.ids = x, valid, ids
-        self.draws = getattr(model, "draws", 1)
+        self.draws = draws_of(model)
 
     def heard(self, z: Tensor) -> Tensor:
         """The representation of the wav, [batch, ...]."""

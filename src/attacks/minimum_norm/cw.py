@@ -69,7 +69,8 @@ def cw(
         if not confidence:
             best.update(scouts.best.x, -scouts.size().square(), scouts.best.success, first=False)
     start = best.x.clone()
-    first_norm, needed, goal = _first_crossing(model, x, y, threat, best, confidence, targeted)
+    crossing = ActiveBatch(model, x, y, threat, rng, targeted, best)
+    first_norm, needed, goal = _first_crossing(crossing, confidence)
     c = initial_c * 2 * first_norm.square() / needed
     low, high = torch.zeros_like(c), torch.full_like(c, math.inf)
     for _ in range(search_steps):
@@ -88,36 +89,40 @@ def cw(
     return best.x
 
 
-def _first_crossing(
-    model: Model, x: Tensor, y: Tensor, threat: ThreatModel, best: Best, confidence: float, targeted: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _first_crossing(batch: ActiveBatch, confidence: float) -> tuple[Tensor, Tensor, Tensor]:
     """Follow the gradient of the margin in growing steps until the margin is large enough; the first step is 1 % longer
-    than a linear model needs. Updates `best`.
+    than a linear model needs. Updates the best of the batch.
 
     Returns:
         norm of the first success (or of the last iterate), increase of the margin that it takes, margin of a success;
-        [batch] each.
+        of the full batch, [batch] each.
     """
-    x_adv, first_norm = x.clone(), norm_of(best.x - x, "l2")
-    needed = goal = length = first_norm
+    x_adv, first_norm = batch.x.clone(), norm_of(batch.best.x - batch.x, "l2")
+    needed = goal = active_goal = length = first_norm
     for iteration in range(CROSSING_STEPS + 1):
-        grad, value, _ = gradient(model, x_adv, lambda logits: margin(logits, y, targeted))
+        x, threat = batch.x, batch.threat
+        grad, value, _ = gradient(batch.model, x_adv, lambda logits: margin(logits, batch.y, batch.targeted))
         if iteration == 0:
-            goal = confidence + SLACK * value.abs()
+            goal = active_goal = confidence + SLACK * value.abs()
             needed = (goal - value).clamp_min(1e-12)
             length = needed / norm_of(threat.masked(grad), "l2").clamp_min(1e-20)
             # A saturated model predicts arbitrarily large lengths: the limit is 20 dB below the clip.
             level = norm_of(x, "l2") / 10
             length = length.minimum(torch.where(level > 0, level, math.inf)).nan_to_num(posinf=1.0) * 1.01
-        crossed = best.success
         size = norm_of(x_adv - x, "l2")
-        first_norm = torch.where(crossed, first_norm, size)
-        best.update(x_adv, -size.square(), confirmed(model, x_adv, value > goal, y, targeted), first=True)
-        if iteration == CROSSING_STEPS or (iteration % check_interval(x) == 0 and bool(best.success.all())):
+        first_norm[batch.index] = torch.where(batch.best.success, first_norm[batch.index], size)
+        crossed = confirmed(batch.model, x_adv, value > active_goal, batch.y, batch.targeted)
+        batch.best.update(x_adv, -size.square(), crossed, first=True)
+        if iteration == CROSSING_STEPS:
             break
-        direction = threat.masked(grad)
-        direction = direction / column(norm_of(direction, "l2"), x).clamp_min(1e-30)
-        x_adv = threat.clip(x_adv + direction * column(length * GROWTH**iteration, x), x)
+        if iteration % check_interval(x) == 0:
+            x_adv, grad, active_goal, length = batch.keep(~batch.best.success, x_adv, grad, active_goal, length)
+            if not len(batch):
+                break
+        direction = batch.threat.masked(grad)
+        direction = direction / column(norm_of(direction, "l2"), direction).clamp_min(1e-30)
+        x_adv = batch.threat.clip(x_adv + direction * column(length * GROWTH**iteration, x_adv), batch.x)
+    batch.finish()
     return first_norm.clamp_min(1e-12), needed, goal
 
 
