@@ -261,3 +261,17 @@ def test_decisions_keep_to_a_finite_budget(name: str) -> None:
     threat = ThreatModel("l2", 0.01)
     keys = {} if name == "kenansville" else {"queries": 200}
     assert threat.contains(run(name, model, x, y, threat, **keys), x).all()
+
+
+@pytest.mark.parametrize("name", ["spsa", "nes"])
+def test_probes_are_not_rounded_away_at_a_budget_of_one_step(name: str) -> None:
+    """The margin of a linear model rises, though a third of the budget is less than half a step of 16 bits."""
+    step = 2.0**-15
+    w = torch.linspace(-1, 1, 64)
+    model = lambda x: torch.stack([100 + x @ w, x @ w * 0], 1)  # noqa: E731
+    x, y = torch.zeros(3, 64), torch.zeros(3, dtype=torch.long)
+    threat = ThreatModel("linf", step, (-1.0, 1 - step), grid=step)
+    streams = RandomStreams(0, list("abc"), name)
+    x_adv = ATTACKS[name](model, x, y, threat, rng=streams, targeted=False, queries=400)
+    assert (model(x_adv)[:, 0] < model(x)[:, 0]).all()
+    assert threat.contains(x_adv.double(), x.double(), tolerance=0).all()

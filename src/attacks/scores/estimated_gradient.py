@@ -31,6 +31,7 @@ def follow(
         pairs: antithetic pairs of probes per step.
     """
     x_adv, steps = batch.x, (queries - 1) // (2 * pairs + 1)
+    size = size.clamp_min(batch.threat.grid or 0.0)  # a shorter probe would be rounded away
     for iteration in range(steps + 1):
         batch.score(x_adv)
         x_adv, size, state = batch.keep(~batch.best.success, x_adv, size, state)
