@@ -22,8 +22,9 @@ study: .venv/.runtime
 	$(RUN) attack.py --config $(CONFIG) $(ARGS)
 	$(RUN) certify.py --config $(CONFIG) $(ARGS)
 
+# Two processes of one thread each, a file of tests at a time.
 test: .venv/.dev
-	$(RUN) -m pytest
+	EARSHOT_THREADS=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 check: .venv/.dev
 	$(BIN)/ruff check .
