@@ -197,19 +197,17 @@ def _rounded_within(delta: Tensor, size: Tensor, limit: Tensor, norm: str) -> Te
         norm: l2 or l1.
     """
     power = 2 if norm == "l2" else 1
-    fits = delta.trunc()  # always within the ball
     scale, best = torch.ones_like(size), torch.zeros_like(size)
     for step in range(SNAP_STEPS):
-        rounded = (delta * column(scale, delta)).round_()
-        norms = norm_of(rounded, norm)
-        better = (norms <= limit) & (scale > best)
-        fits = torch.where(column(better, delta), rounded, fits)
-        best = torch.where(better, scale, best)
+        norms = norm_of((delta * column(scale, delta)).round_(), norm)
+        best = torch.where(norms <= limit, best.maximum(scale), best)
         # The rounding error adds the same to |scale * delta|^power whatever the scale, nearly.
         error = norms**power - (scale * size) ** power
         wanted = (limit**power - error).clamp_min(0) ** (1 / power) / size.clamp_min(1e-30)
         scale = torch.where(best == 1, scale, wanted.clamp(max=1) * (1 - 1e-4 * 4**step))
-    return fits
+    rounded = (delta * column(best, delta)).round_()
+    # Where no scale fits, values cut off towards 0 do.
+    return torch.where(column(best > 0, delta), rounded, delta.trunc()) if bool((best == 0).any()) else rounded
 
 
 def _project_l1(delta: Tensor, eps: Tensor) -> Tensor:
