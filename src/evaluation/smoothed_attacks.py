@@ -32,6 +32,8 @@ which the label is no longer the true one, and at which it is another one (not a
 the certified radius contradicts the certificate."""
 INSIDE = 0.999
 """Budget of the attack that checks a certificate, as a share of its radius."""
+STEP = 2.5
+"""Step size of PGD, in units of budget / steps."""
 DRAWS_PER_PASS = 50
 """Draws of a randomized defense per forward pass."""
 
@@ -154,6 +156,7 @@ def attack_smoothed(
             rng=RandomStreams(settings.seed, [example], purpose),
             targeted=False,
             steps=settings.attack_steps,
+            step=STEP,
             early_exit=False,
         )
 
@@ -208,6 +211,7 @@ def attack_defended(
             rng=RandomStreams(settings.seed, [example], purpose),
             targeted=False,
             steps=settings.attack_steps,
+            step=STEP,
             early_exit=not randomized,
         )
 
