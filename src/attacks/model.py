@@ -36,7 +36,14 @@ def narrow(part: T, index: Tensor) -> T:
 
 @runtime_checkable
 class Voter(Protocol):
-    """A model that is randomized, or may have a randomized one inside."""
+    """A model that is randomized, or may have a randomized one inside.
+
+    Attributes:
+        draws: that it makes per call; 0 where nothing is random.
+    """
+
+    @property
+    def draws(self) -> int: ...
 
     def votes(self, x: Tensor) -> Tensor | None:
         """Logits of fresh single draws at x [batch, ...], [votes, batch, classes]; None where nothing is random."""
@@ -45,7 +52,7 @@ class Voter(Protocol):
 
 def draws_of(model: Model) -> int:
     """Draws that a randomized model makes per call; 0 for a deterministic one."""
-    return getattr(model, "draws", 0)
+    return model.draws if isinstance(model, Voter) else 0
 
 
 def votes(model: Model, x: Tensor) -> Tensor | None:

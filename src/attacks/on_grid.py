@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from src.attacks.model import Model, narrow, votes
+from src.attacks.model import Model, draws_of, narrow, votes
 from src.threat import ThreatModel
 from src.victims.adaptive import straight_through
 
@@ -26,7 +26,7 @@ class OnGrid:
     def __init__(self, model: Model, x: Tensor, threat: ThreatModel):
         # An attack that runs another one hands its model on.
         self.model: Model = model.model if isinstance(model, OnGrid) else model
-        self.x, self.threat = x, threat
+        self.x, self.threat, self.draws = x, threat, draws_of(self.model)
 
     def __call__(self, x_adv: Tensor) -> Tensor:
         snapped = self.threat.snap(x_adv.detach(), self.x)

@@ -58,16 +58,16 @@ def search(
         for name, eps in reversed(first_eps.items()):
             title = f"{model}, {name}"
             rows_of_attack = [row for row in rows if (row["model"], row["attack"]) == (model, name)]
-            found = over_rows(config, rows_of_attack, eps)
+            signs_of_attack = over_rows(config, rows_of_attack, eps)
             depends = {**identity, "model": entry.model.weights, "attack": name, "eps": str(eps), "on": part.ids,
                        "rules": sanity_checks.RULES}  # fmt: skip
             searched[title] = fingerprint(depends)
             if earlier.get("searched", {}).get(title) == searched[title]:
                 known = [Indicator(**facts) for facts in earlier["signs"][title]]
-                found += [indicator for indicator in known if indicator.name not in indicators.OVER_ROWS]
+                signs_of_attack += [indicator for indicator in known if indicator.name not in indicators.OVER_ROWS]
             elif len(part) and not spec_of(name).fitted:  # the other signs come from attacking these clips anew
-                found += on_clips(config, entry, part, name, eps)
-            signs[title] = found
+                signs_of_attack += on_clips(config, entry, part, name, eps)
+            signs[title] = signs_of_attack
     return signs, searched
 
 

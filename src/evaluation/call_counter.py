@@ -20,6 +20,7 @@ class CallCounter:
 
     def __init__(self, model: Model, index: Tensor, forwards: Tensor, backwards: Tensor):
         self.model, self.index, self.forwards, self.backwards = model, index, forwards, backwards
+        self.draws = draws_of(model)
 
     @classmethod
     def start(cls, model: Model, count: int) -> CallCounter:
@@ -29,7 +30,7 @@ class CallCounter:
 
     def __call__(self, x: Tensor) -> Tensor:
         logits = self.model(x)
-        times = max(1, draws_of(self.model))
+        times = max(1, self.draws)
         self.forwards[self.index] += times
         if logits.requires_grad:
             logits.register_hook(lambda _: self._count_backward(times))  # type: ignore[no-untyped-call]

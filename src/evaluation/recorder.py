@@ -50,9 +50,14 @@ class Recorder:
             for row, value, legal in zip(self.index.tolist(), values, self._inside(z), strict=True):
                 if legal:
                     self.paths[row].append(value)
-                    if value > 0 and not draws_of(self.model):
+                    if value > 0 and not self.draws:
                         self.won.add(row)
         return logits
+
+    @property
+    def draws(self) -> int:
+        """As `Voter.draws`."""
+        return draws_of(self.model)
 
     def votes(self, z: Tensor) -> Tensor | None:
         """As `Voter.votes`."""

@@ -50,21 +50,21 @@ def kenansville(
     # Success need not grow with the removal, least of all where silence itself has the label of the clip: the scan
     # looks for the first success. A level is a rank among the magnitudes, whatever the clip's own level.
     low, high = torch.zeros_like(oracle.used), torch.zeros_like(oracle.used)
-    found = torch.zeros_like(already_fooled)
+    succeeded = torch.zeros_like(already_fooled)
     for level in range(1, levels + 1):
-        searching = ~(found | already_fooled)
+        searching = ~(succeeded | already_fooled)
         if not searching.any():
             break
         below = torch.searchsorted(norms, norms[:, -1:] * (level / levels)).squeeze(1)
         count = torch.full_like(below, rank.shape[1]) if level == levels else below
         hit = oracle.query(without(count), searching)
-        found = found | hit
+        succeeded = succeeded | hit
         low = torch.where(searching & ~hit, count, low)
         high = torch.where(hit, count, high)
     for _ in range(steps):
         middle = (low + high) // 2
-        unresolved = found & (high - low > 1)
+        unresolved = succeeded & (high - low > 1)
         hit = oracle.query(without(middle), unresolved)
         high = torch.where(hit, middle, high)
         low = torch.where(unresolved & ~hit, middle, low)
-    return within(threat, torch.where(column(found, x), without(high), x), x)
+    return within(threat, torch.where(column(succeeded, x), without(high), x), x)
