@@ -69,6 +69,41 @@ def test_later_stages_run_on_survivors_only() -> None:
     assert counter.backwards[~easy].min() > 150
 
 
+@pytest.mark.parametrize(
+    ("name", "keys", "passes"),
+    [
+        ("standard", {}, 20 + 40 + 61 + 2 * 81),
+        ("standard", {"momentum_steps": 0}, 20 + 61 + 2 * 81),
+        ("standard", {"entropy_steps": 0}, 20 + 40 + 2 * 81),
+        ("standard", {"targets": 1}, 20 + 40 + 61 + 81),
+        ("quick", {}, 3 * 20),
+        ("quick", {"targets": 0}, 20),
+    ],
+)
+def test_what_an_example_that_stands_costs(name: str, keys: dict[str, int], passes: int) -> None:
+    net, x, y = problem()
+    counter = CallCounter.start(net, BATCH)
+    run(name, counter, x, y, ThreatModel("linf", 1e-6), **keys)
+    assert set(counter.backwards.tolist()) == {passes}
+
+
+def test_the_margin_run_is_not_repeated_towards_the_likeliest_class() -> None:
+    """It goes there by itself; the targeted runs take the classes after it."""
+    aims: set[int] = set()
+
+    def model(x: Tensor) -> Tensor:
+        logits = torch.tensor([5.0, 1.0, 2.0, 3.0, 0.0]) + 1e-3 * x.sum(1, keepdim=True) * torch.arange(5)
+        if logits.requires_grad:
+            logits.register_hook(lambda grad: aims.update(grad[0].argmax()[None].tolist()))
+        return logits
+
+    run("quick", model, torch.zeros(1, 4), torch.zeros(1, dtype=torch.long), ThreatModel("linf", 1e-6), targets=0)
+    assert aims == {3}
+    aims.clear()
+    run("quick", model, torch.zeros(1, 4), torch.zeros(1, dtype=torch.long), ThreatModel("linf", 1e-6))
+    assert aims == {3, 2, 1}
+
+
 def test_the_default_step_of_pgd_falls_from_eps_to_nothing() -> None:
     w = torch.ones(1, ENTRIES)
     points: list[Tensor] = []

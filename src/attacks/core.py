@@ -169,6 +169,8 @@ def gradient(model: Model, x: Tensor, objective: Callable[[Tensor], Tensor]) -> 
             raise ValueError("the model passes no gradient to its input; wrap the blocking stage with adaptive()")
         value = objective(logits)
         (grad,) = torch.autograd.grad(value.sum(), leaf)
+    if 0 in grad.stride():  # expanded, of a model that sums over its input, say: attacks write into the gradient
+        grad = grad.contiguous()
     return grad, value.detach(), logits.detach()
 
 
