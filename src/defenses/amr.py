@@ -62,7 +62,7 @@ class Amr(Codec):
     def __init__(self, *, sample_rate: int, bit_rate: Count = 6600):
         super().__init__("amr")
         check_choice("amr", "sample rate", sample_rate, RATES)
-        check_choice("amr", f"bit rate at {sample_rate} Hz of", bit_rate, RATES[sample_rate])
+        check_choice(f"amr at {sample_rate} Hz", "bit rate", bit_rate, RATES[sample_rate])
         self.sample_rate, self.mode = sample_rate, RATES[sample_rate].index(bit_rate)
         if sample_rate == 16000:
             wide_band()

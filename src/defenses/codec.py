@@ -23,7 +23,7 @@ Samples = NDArray[np.int16]
 Decoded = NDArray[np.float32]
 
 
-class MissingLibrary(ValueError):
+class MissingLibraryError(ValueError):
     """A codec's native library is not installed; the message names its Debian package."""
 
 
@@ -41,6 +41,8 @@ class Codec(Defense):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, time] -> [batch, time]."""
+        if x.numel() == 0:
+            return x
         out = np.zeros(x.shape, np.float32)
         for row, decoded in zip(out, in_threads(self.round_trip, to_samples(x)), strict=True):
             decoded = decoded[: len(row)]
@@ -65,7 +67,7 @@ def frames_of(samples: Samples, length: int, delay: int) -> Samples:
 
 def to_float(frames: Samples, delay: int) -> Decoded:
     """Decoded 16-bit frames [n, length] -> samples [time] without the delay."""
-    return frames.reshape(-1)[delay:].astype(np.float32) / 32768
+    return frames.reshape(-1)[delay:].astype(np.float32) / np.float32(32768)
 
 
 def in_threads(work: Callable[[Samples], Decoded], clips: Sequence[Samples] | Samples) -> list[Decoded]:
@@ -97,12 +99,12 @@ def library(file: str, package: str, functions: tuple[tuple[str, Any, tuple[Any,
         functions: (name, type of the result, types of the arguments) each; None for a variable number of arguments.
 
     Raises:
-        MissingLibrary: not installed.
+        MissingLibraryError: not installed.
     """
     try:
         loaded = ctypes.CDLL(file)
     except OSError:
-        raise MissingLibrary(
+        raise MissingLibraryError(
             f"{file} is not installed: it is in the Debian package {package} (apt-get install {package})"
         ) from None
     for name, result, arguments in functions:

@@ -45,7 +45,7 @@ class FfmpegCodec(Codec):
 
     def round_trip(self, samples: Samples) -> Decoded:
         """16-bit samples [time] -> decoded ones."""
-        encoder, decoder = self._context(self.encoder, "w"), self._context(self.decoder, "r")
+        encoder, decoder = self._context(av.Codec(self.encoder, "w")), self._context(av.Codec(self.decoder, "r"))
         encoder.format = self.sample_format
         if self.bit_rate:
             encoder.bit_rate = self.bit_rate
@@ -62,8 +62,8 @@ class FfmpegCodec(Codec):
         pieces = [decoded.to_ndarray().reshape(-1) for packet in packets for decoded in decoder.decode(packet)]
         return np.concatenate([np.zeros(0, np.float32), *pieces])[self.delay :]
 
-    def _context(self, name: str, mode: str) -> Any:
-        context = av.CodecContext.create(name, mode)
+    def _context(self, codec: av.Codec) -> Any:
+        context: Any = codec.create()
         context.sample_rate, context.layout = self.sample_rate, "mono"
         context.thread_count = 1  # the batch is what runs in parallel
         return context
