@@ -31,16 +31,20 @@ def gain_db(stage: Stage, hz: float) -> float:
 @pytest.mark.parametrize("name", DEFENSES.names())
 def test_contract(name: str, clips) -> None:
     stage = built_defense(name)
-    x = clips.waveforms(slice(3))
+    waveforms = x = clips.waveforms(slice(3))
+    victim = checkpoint.build(model="bc_resnet", classes=list("abcd"), sample_rate=RATE, n_samples=RATE).eval()
+    at = victim.representations[-1] if stage.frames_only else "waveform"
+    x = victim.split(at)[0](waveforms)
     y = stage(x)
     assert stage.name == name
-    assert y.shape == x.shape
+    assert y.shape[:-1] == x.shape[:-1]
+    assert (y.shape[-1] < x.shape[-1]) == stage.shortens
+    assert stage.shortens or y.shape == x.shape
     assert y.isfinite().all()
     assert stage.randomized == bool((stage(x) != y).any())
     if not stage.randomized:
         torch.testing.assert_close(stage(x[1:2]), y[1:2], rtol=1e-5, atol=1e-6)
-    victim = checkpoint.build(model="bc_resnet", classes=list("abcd"), sample_rate=RATE, n_samples=RATE).eval()
-    assert victim.defended([stage])(x).shape == (3, 4)
+    assert victim.defended([stage], at)(waveforms).shape == (3, 4)
     if stage.differentiable:
         leaf = x.clone().requires_grad_()
         (grad,) = torch.autograd.grad(stage(leaf).square().sum(), leaf)

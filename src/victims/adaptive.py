@@ -73,9 +73,7 @@ class Bpda(Stage):
 
 def once(chain: Chain, x: Tensor, rng: RandomStreams) -> Tensor:
     """The output of the chain at x, with one draw of its randomized stages."""
-    for step in chain.steps:
-        x = step.draw(x, rng)
-    return chain.classify(x)
+    return chain.classify(chain.features(x, rng))
 
 
 class Eot(nn.Module):
