@@ -15,6 +15,9 @@ import soundfile
 import torch
 
 from src.datasets.store import Clips, to_int16
+from src.defenses.codec import MissingLibraryError
+from src.registry import DEFENSES
+from src.victims.stage import Defense
 
 torch.set_num_threads(int(os.environ.get("EARSHOT_THREADS", "1")))
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,6 +68,14 @@ def make_clips(takes: int) -> Clips:
 def clips() -> Clips:
     """16 clips of 4 words, 1 s at 16 kHz."""
     return make_clips(4)
+
+
+def built_defense(name: str, sample_rate: int = SAMPLE_RATE, **options: object) -> Defense:
+    """A defense by its name; the test is skipped where the native library of a codec is missing."""
+    try:
+        return DEFENSES[name](sample_rate=sample_rate, **options)
+    except MissingLibraryError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -1,54 +1,45 @@
-"""MP3 compression at a constant bit rate (MP3-C of the speaker-recognition study), by FFmpeg through PyAV."""
+"""MP3 compression (MP3-C and MP3-V of the speaker-recognition study): LAME through FFmpeg."""
 
 from __future__ import annotations
 
-import io
+from typing import Annotated
 
-import av
-import numpy as np
-import torch
-from torch import Tensor
+from annotated_types import Ge, Le
 
+from src.defenses.codec import check_choice
+from src.defenses.ffmpeg_codec import FfmpegCodec
 from src.registry import DEFENSES, Count
-from src.victims.stage import Defense
+
+MPEG1_KBITS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+MPEG2_KBITS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+"""Legal rates from 32 kHz on and below."""
 
 
 @DEFENSES.register("mp3")
-class Mp3(Defense):
-    """Encode and decode each clip. The codec is deterministic and has no gradient.
+class Mp3(FfmpegCodec):
+    """Encode and decode each clip as MP3 at a constant bit rate.
 
     Args:
-        bit_rate: bits per second.
+        bit_rate: bits per second, one of the legal rates of the sample rate.
     """
 
-    bounds = (-1.0, 1.0)
-    differentiable = False
-
     def __init__(self, *, sample_rate: int, bit_rate: Count = 24000):
-        super().__init__("mp3")
-        self.sample_rate, self.bit_rate = sample_rate, bit_rate
-        with av.open(io.BytesIO(), "w", format="mp3") as container:
-            rates = container.add_stream("libmp3lame").codec.audio_rates or ()
-        if sample_rate not in rates:
-            raise ValueError(f"mp3 has no sample rate {sample_rate} (choices: {', '.join(map(str, sorted(rates)))})")
+        super().__init__(
+            "mp3", sample_rate, encoder="libmp3lame", decoder="mp3float", sample_format="s16p", bit_rate=bit_rate
+        )
+        legal = MPEG1_KBITS if sample_rate >= 32000 else MPEG2_KBITS if sample_rate >= 16000 else MPEG2_KBITS[:8]
+        check_choice("mp3", "bit rate", bit_rate, [1000 * kbits for kbits in legal])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, time] -> [batch, time]."""
-        decoded = [self._round_trip(clip) for clip in x.detach().cpu().numpy()]
-        return torch.from_numpy(np.stack(decoded)).to(x)
 
-    def _round_trip(self, clip: np.ndarray) -> np.ndarray:
-        file = io.BytesIO()
-        with av.open(file, "w", format="mp3") as container:
-            stream = container.add_stream("libmp3lame", rate=self.sample_rate, layout="mono")
-            stream.bit_rate = self.bit_rate
-            samples = np.clip(np.rint(clip * 32768), -32768, 32767).astype(np.int16)
-            frame = av.AudioFrame.from_ndarray(samples[None], format="s16p", layout="mono")
-            frame.sample_rate = self.sample_rate
-            for packet in [*stream.encode(frame), *stream.encode(None)]:
-                container.mux(packet)
-        file.seek(0)
-        with av.open(file, "r") as container:
-            pieces = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
-        decoded = np.concatenate(pieces)[: len(clip)].astype(np.float32)
-        return np.pad(decoded, (0, len(clip) - len(decoded))).clip(-1, 1)
+@DEFENSES.register("mp3_vbr")
+class Mp3Vbr(FfmpegCodec):
+    """Encode and decode each clip as MP3 at a variable bit rate.
+
+    Args:
+        quality: of LAME, from 0, the best, to 9.
+    """
+
+    def __init__(self, *, sample_rate: int, quality: Annotated[int, Ge(0), Le(9)] = 4):
+        super().__init__(
+            "mp3_vbr", sample_rate, encoder="libmp3lame", decoder="mp3float", sample_format="s16p", quality=quality
+        )

@@ -162,6 +162,9 @@ class PowerMel(Stage):
             return self.mel(self.magnitude(x))
         return _PowerMel.apply(x, self.magnitude, self.mel.filters)  # type: ignore[no-untyped-call]
 
+    def mask(self, valid: Tensor) -> Tensor:
+        return self.mel.mask(self.magnitude.mask(valid))
+
 
 class _PowerMel(torch.autograd.Function):
     @staticmethod

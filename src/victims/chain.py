@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from src.random_streams import RandomStreams
 from src.victims.stage import Stage
 
 
@@ -32,9 +33,15 @@ class Chain(nn.Module):
         """
         if valid is not None:
             return with_lengths(self, valid)(x)
-        for step in self.steps:
-            x = step(x)
-        return self.classify(x)
+        return self.classify(self.features(x))
+
+    def features(self, x: Tensor, rng: RandomStreams | None = None) -> Tensor:
+        """The last representation at x [batch, ...].
+
+        Args:
+            rng: the examples' own streams, for one draw of the randomized stages; None takes torch's global stream.
+        """
+        return advance(self.steps, x, None, rng)
 
     def classify(self, features: Tensor) -> Tensor:
         """The logits of the last representation; the features themselves where there is no classifier."""
@@ -58,6 +65,20 @@ class Chain(nn.Module):
         return mask if mask.dim() == 2 else mask.flatten(1, -2).any(1)
 
 
+def advance(steps: Iterable[Stage], x: Tensor, valid: Tensor | None, rng: RandomStreams | None = None) -> Tensor:
+    """The output of consecutive steps at x [batch, ...].
+
+    Args:
+        valid: bool, the parts of x that are not padding, for the steps that use it; None where lengths are not known.
+        rng: the examples' own streams; None takes torch's global stream.
+    """
+    for step in steps:
+        lengths = (valid,) if step.uses_mask else ()
+        x = step(x, *lengths) if rng is None else step.draw(x, rng, *lengths)
+        valid = valid if valid is None else step.mask(valid)
+    return x
+
+
 class WithLengths(Chain):
     """A chain that knows which parts of its inputs are padding.
 
@@ -70,6 +91,9 @@ class WithLengths(Chain):
         super().__init__((), chain.classifier)
         self.stages, self.steps = chain.stages, chain.steps
         self.valid, self.training = valid, chain.training
+
+    def features(self, x: Tensor, rng: RandomStreams | None = None) -> Tensor:
+        return advance(self.steps, x, self.valid, rng)
 
     def classify(self, features: Tensor) -> Tensor:
         assert self.classifier is not None

@@ -23,12 +23,15 @@ class Stage(nn.Module):
         lipschitz: L2 Lipschitz constant of the step, or None where no useful one is known.
         differentiable: False where the gradient is zero or undefined (attack it with BPDA).
         randomized: True where two calls differ (attack it with EOT).
+        uses_mask: True where `forward(x, valid)` and `draw(x, rng, valid)` take the mask of the parts of x that are not
+            padding, or None; a chain that knows the true lengths gives it.
     """
 
     bounds: tuple[float, float] = (-math.inf, math.inf)
     lipschitz: float | None = None
     differentiable: bool = True
     randomized: bool = False
+    uses_mask: bool = False
 
     def __init__(self, name: str):
         super().__init__()
@@ -39,9 +42,13 @@ class Stage(nn.Module):
         deterministic one it is forward."""
         return self(x)
 
-    def substitute(self, x: Tensor) -> Tensor:
-        """A differentiable map of the output's shape whose gradient stands for that of a stage that is not
-        differentiable (BPDA); the identity unless the stage knows better."""
+    def substitute(self, x: Tensor, value: Tensor) -> Tensor:
+        """A differentiable function of x, of the output's shape, whose gradient stands for that of a stage that is not
+        differentiable (BPDA); the identity unless the stage knows better.
+
+        Args:
+            value: the stage's exact output at x, without gradient.
+        """
         return x
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
@@ -62,15 +69,20 @@ class Stage(nn.Module):
 
 
 class Defense(Stage):
-    """A transformation that may stand behind any representation of a chain, its output of the shape of its input.
+    """A transformation that may stand behind any representation of a chain. Its output has the shape of its input, or,
+    where it says so, fewer frames.
 
     Attributes:
         waveform_only: it needs samples, [batch, time]; others take any representation.
+        frames_only: it needs frames of features, [batch, ..., frames].
+        shortens: its output has fewer frames than its input.
         position: the representation that it stands behind, set by `Victim.defended`.
         recipe: name and options of a defense that was built by name, so that a checkpoint can hold it.
     """
 
     waveform_only: bool = True
+    frames_only: bool = False
+    shortens: bool = False
     position: str = WAVEFORM
     recipe: Mapping[str, Any] | None = None
 

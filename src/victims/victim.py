@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from src.random_streams import RandomStreams
 from src.victims.chain import Chain
 from src.victims.frozen_convolution import freeze_convolutions
 from src.victims.stage import WAVEFORM, Defense, Stage
@@ -83,7 +84,8 @@ class Victim(Chain):
         it shares the weights. A defense that is there under the same name gets a number behind its name.
 
         Raises:
-            ValueError: no such representation, or a defense that needs a waveform where there is none.
+            ValueError: no such representation, a defense that needs a waveform or frames where there are none, or one
+                that leaves fewer frames than the model can take.
         """
         places = [WAVEFORM, *(stage.name for stage in self.stages if not isinstance(stage, Defense))]
         if at not in places:
@@ -99,6 +101,14 @@ class Victim(Chain):
             if defense.waveform_only and features.dim() != 2:
                 shape = " x ".join(map(str, features.shape[1:]))
                 raise ValueError(f"the defense '{defense.name}' needs a waveform; '{at}' has {shape} values per clip")
+            if defense.frames_only and features.dim() == 2:
+                behind = ", ".join(map(str, places[1:]))
+                raise ValueError(
+                    f"the defense '{defense.name}' needs frames of features, which '{at}' has none of: "
+                    f"choose where it stands (DEFENSE.{defense.name}.at = one of {behind})"
+                )
+            if defense.shortens:
+                features = self._shortened(defense, features, index)
             number = next(
                 n for n in itertools.count(1) if (defense.name if n == 1 else f"{defense.name}_{n}") not in names
             )
@@ -109,6 +119,25 @@ class Victim(Chain):
             names.add(defense.name)
             added.append(defense)
         return self._with_stages([*list(self.stages)[:index], *added, *list(self.stages)[index:]])  # type: ignore[list-item]
+
+    def _shortened(self, defense: Defense, features: Tensor, index: int) -> Tensor:
+        """The output of a defense that leaves fewer frames, after a trial of the stages from `index` on and the
+        classifier with it.
+
+        Raises:
+            ValueError: they cannot take it.
+        """
+        with torch.no_grad():
+            short = defense.draw(features, RandomStreams(0, ["trial"], "shape"))
+            rest: list[Stage] = list(self.stages)[index:]  # type: ignore[assignment]
+            try:
+                copy.deepcopy(Chain(rest, self.classifier)).eval()(short)
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(
+                    f"the model cannot take the {short.shape[-1]} frames that the defense '{defense.name}' leaves of "
+                    f"{features.shape[-1]} ({' '.join(str(error).split())[:120]})"
+                ) from None
+        return short
 
     def undefended(self) -> Victim:
         """The same victim without its defenses; it shares the weights."""

@@ -1,0 +1,186 @@
+"""k-means of the frames of every clip of a batch at once: greedy k-means++ (Arthur and Vassilvitskii 2007) and Lloyd's
+algorithm, and warped k-means (Leiva and Vidal 2013), whose clusters are consecutive frames.
+
+Frames are [batch, n, d]; labels are long [batch, n], from 0, and -1 for frames that do not count. Every clip has its
+own number of clusters; nothing depends on the other clips of the batch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+TRIALS = 6
+"""Candidates in each step of greedy k-means++."""
+
+
+def mean_weights(labels: Tensor, most: int) -> Tensor:
+    """Weights whose product with the frames gives the mean of each cluster, [batch, most, n]: the row of a cluster
+    without frames is zero."""
+    members = labels[:, None] == torch.arange(most, device=labels.device)[:, None]
+    return members / members.sum(2, keepdim=True).clamp_min(1)
+
+
+def squared_error(frames: Tensor, labels: Tensor) -> Tensor:
+    """Sum of squared distances of the frames to the mean of their cluster, [batch]."""
+    means = mean_weights(labels, int(labels.max()) + 1).to(frames) @ frames
+    own = means.gather(1, labels.clamp_min(0)[..., None].expand_as(frames))
+    return ((frames - own).square().sum(2) * (labels >= 0)).sum(1)
+
+
+def kmeans(frames: Tensor, valid: Tensor, n_clusters: Tensor, centers: Tensor, iterations: int) -> Tensor:
+    """Labels by Lloyd's algorithm, numbered by their first frames; no cluster is empty.
+
+    Args:
+        valid: bool [batch, n], the frames that count.
+        n_clusters: of each clip [batch], at most its valid frames.
+        centers: to start from, [batch, most clusters, d].
+        iterations: at most; a clip stops when no frame changes its cluster.
+    """
+    unused = torch.arange(centers.shape[1], device=frames.device) >= n_clusters[:, None]
+    labels = torch.full(valid.shape, -2, device=frames.device)
+    rows = torch.arange(len(frames), device=frames.device)  # the clips that still change
+    x, inside = frames, valid
+    for _ in range(iterations):
+        # |x - c|^2 is smallest where x c - |c|^2 / 2 is largest.
+        offset = centers.square().sum(2).div_(-2).masked_fill_(unused[rows], -math.inf)
+        nearest = torch.baddbmm(offset[:, None], x, centers.transpose(1, 2)).max(2).indices.masked_fill_(~inside, -1)
+        changed = (nearest != labels[rows]).any(1)
+        labels[rows] = nearest
+        rows = rows[changed]
+        if not len(rows):
+            break
+        x, inside = frames[rows], valid[rows]
+        centers = _means(x, nearest[changed], centers[changed])
+    return in_order(_fill_empty(frames, labels, n_clusters))
+
+
+def _means(frames: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
+    """The mean of each cluster; the old center where it has no frame."""
+    batch, most, d = centers.shape
+    # One more row per clip takes the frames that do not count.
+    index = (labels.remainder(most + 1) + (most + 1) * torch.arange(batch, device=labels.device)[:, None]).flatten()
+    sums = frames.new_zeros(batch * (most + 1), d).index_add_(0, index, frames.flatten(0, 1)).view(batch, -1, d)[:, :-1]
+    counts = torch.bincount(index, minlength=batch * (most + 1)).view(batch, -1, 1)[:, :-1]
+    return torch.where(counts > 0, sums / counts.clamp_min(1), centers)
+
+
+def _fill_empty(frames: Tensor, labels: Tensor, n_clusters: Tensor) -> Tensor:
+    """The same labels, but every empty cluster gets the frame farthest from the mean of its own; it is rare, and
+    happens where frames are equal."""
+    for clip, count in enumerate(n_clusters.tolist()):
+        sizes = torch.bincount(labels[clip].clamp_min(-1) + 1, minlength=count + 1)[1:]
+        for empty in (sizes[:count] == 0).nonzero().flatten().tolist():
+            weights = mean_weights(labels[clip][None], count)[0].to(frames)
+            sizes = (weights > 0).sum(1)
+            own = labels[clip].clamp_min(0)
+            distance = (frames[clip] - (weights @ frames[clip])[own]).square().sum(1)
+            movable = (labels[clip] >= 0) & (sizes[own] > 1)
+            labels[clip, distance.masked_fill(~movable, -1).argmax()] = empty
+    return labels
+
+
+def in_order(labels: Tensor) -> Tensor:
+    """The same clusters, numbered in the order of their first frames."""
+    most = int(labels.max()) + 1 if labels.numel() else 0
+    n = labels.shape[1]
+    first = torch.full((len(labels), most + 1), n, device=labels.device)
+    position = torch.arange(n, device=labels.device).expand_as(labels)
+    first.scatter_reduce_(1, labels.remainder(most + 1), position, "amin")
+    rank = first[:, :-1].argsort(1).argsort(1)
+    return torch.where(labels >= 0, rank.gather(1, labels.clamp_min(0)), -1) if most else labels
+
+
+def random_start(frames: Tensor, valid: Tensor, uniform: Tensor, most: int) -> Tensor:
+    """Valid frames of each clip, no frame twice and all choices equally likely: [batch, most, d].
+
+    Args:
+        uniform: random numbers in [0, 1), [batch, n].
+    """
+    chosen = uniform.masked_fill(~valid, 2).argsort(1)[:, :most]
+    return frames.gather(1, chosen[..., None].expand(-1, -1, frames.shape[2]))
+
+
+def plus_plus_start(frames: Tensor, valid: Tensor, uniform: Tensor) -> Tensor:
+    """Frames drawn with a probability proportional to the squared distance from those drawn before; of TRIALS
+    candidates that one is taken which lowers the error most. [batch, most, d].
+
+    Args:
+        uniform: random numbers in [0, 1), [batch, most, 1 + TRIALS].
+    """
+    batch, n, _ = frames.shape
+    most, device = uniform.shape[1], frames.device
+    squares = frames.square().sum(2, keepdim=True)
+    one = torch.ones_like(squares)
+    # Squared distances as one product: |x|^2 + |y|^2 - 2 x y.
+    left = torch.cat([frames * -2, squares, one], 2).flatten(0, 1)
+    right = torch.cat([frames, one, squares], 2).transpose(1, 2).contiguous()
+    offset = torch.arange(batch, device=device)
+    chosen = torch.empty(batch, most, dtype=torch.long, device=device)
+    chosen[:, :1] = _draw(valid.to(frames.dtype), uniform[:, 0, :1])
+    # Frames that do not count are at distance 0 from the start, so that none is ever drawn.
+    nearest = (left[chosen[:, :1] + n * offset[:, None]] @ right)[:, 0].clamp_min_(0) * valid
+    after = torch.empty(batch, TRIALS, n, dtype=frames.dtype, device=device)
+    for step in range(1, most):
+        candidates = _draw(nearest, uniform[:, step, 1:])
+        torch.bmm(left[candidates + n * offset[:, None]], right, out=after)
+        torch.minimum(after, nearest[:, None], out=after)
+        best = after.sum(2).argmin(1)
+        nearest = after[offset, best].clamp_min_(0)  # rounding makes equal frames differ
+        chosen[:, step] = candidates[offset, best]
+    return frames.gather(1, chosen[..., None].expand(-1, -1, frames.shape[2]))
+
+
+def _draw(weight: Tensor, uniform: Tensor) -> Tensor:
+    """Indices drawn with probability proportional to the weight [batch, n], as many as uniform [batch, draws] has."""
+    cumulative = weight.cumsum(1)
+    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).clamp_max_(weight.shape[1] - 1)
+
+
+def warped_kmeans(frames: Tensor, valid: Tensor, n_clusters: Tensor, iterations: int) -> Tensor:
+    """Labels of consecutive segments, equally long at first, whose boundaries move by a frame while the squared error
+    falls. Every second boundary moves at once: those have no segment in common.
+
+    Args:
+        valid: bool [batch, n], the frames that count; the others are skipped.
+        n_clusters: of each clip [batch], at most its valid frames.
+        iterations: sweeps over all boundaries, at most.
+    """
+    batch, n = valid.shape
+    order = valid.logical_not().to(torch.uint8).argsort(dim=1, stable=True)  # valid frames first
+    x = (frames * valid[..., None]).gather(1, order[..., None].expand_as(frames)).double()
+    x = x - x.mean(1, keepdim=True)  # sums of squares lose fewer digits
+    start = x.new_zeros(batch, 1, 1)
+    sums = torch.cat([start.expand(-1, -1, x.shape[2]), x.cumsum(1)], 1)
+    squares = torch.cat([start[..., 0], x.square().sum(2).cumsum(1)], 1)
+    total, most = valid.sum(1, keepdim=True), int(n_clusters.max()) if batch else 0
+    j = torch.arange(most + 1, device=frames.device)
+    bounds = torch.minimum(j * total // n_clusters[:, None].clamp_min(1), total)
+    inner = (j > 0) & (j < n_clusters[:, None])
+
+    def error(low: Tensor, high: Tensor) -> Tensor:
+        """Squared error of the segments [low, high), [batch, segments]."""
+        index = [i[..., None].expand(-1, -1, x.shape[2]) for i in (low, high)]
+        energy = (sums.gather(1, index[1]) - sums.gather(1, index[0])).square().sum(2)
+        return squares.gather(1, high) - squares.gather(1, low) - energy / (high - low).clamp_min(1)
+
+    for _ in range(iterations):
+        before = bounds.clone()
+        for parity in (1, 2):
+            left, here, right = (bounds[:, parity + k : most + k : 2] for k in (-1, 0, 1))
+            movable = inner[:, parity:most:2]
+            best, position = error(left, here) + error(here, right), here.clone()
+            for step in (-1, 1):
+                moved = torch.where(movable & (here + step > left) & (here + step < right), here + step, here)
+                other = error(left, moved) + error(moved, right)
+                # Rounding must not move a boundary to and fro.
+                falls = other < best - 1e-12 * squares[:, -1:]
+                best, position = torch.where(falls, other, best), torch.where(falls, moved, position)
+            bounds[:, parity:most:2] = position
+        if torch.equal(bounds, before):
+            break
+    place = torch.arange(n, device=frames.device).expand(batch, -1).contiguous()
+    labels = torch.searchsorted(bounds[:, 1:].contiguous(), place, right=True)
+    labels = torch.minimum(labels, n_clusters[:, None] - 1)
+    return torch.where(valid, torch.empty_like(labels).scatter_(1, order, labels), -1)
