@@ -37,7 +37,7 @@ class Squared(Round):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x**2)
 
-    def substitute(self, x: Tensor) -> Tensor:
+    def substitute(self, x: Tensor, value: Tensor) -> Tensor:
         return x**2
 
 

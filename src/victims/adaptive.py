@@ -57,7 +57,7 @@ class Bpda(Stage):
             value = exact(x.detach())
         if not (torch.is_grad_enabled() and x.requires_grad):
             return value
-        smooth = self.stage.substitute(x)
+        smooth = self.stage.substitute(x, value)
         if smooth.shape != value.shape:
             raise ValueError(
                 f"the stage '{self.name}' needs a substitute of its own: its output has another shape than its input"

@@ -39,9 +39,13 @@ class Stage(nn.Module):
         deterministic one it is forward."""
         return self(x)
 
-    def substitute(self, x: Tensor) -> Tensor:
-        """A differentiable map of the output's shape whose gradient stands for that of a stage that is not
-        differentiable (BPDA); the identity unless the stage knows better."""
+    def substitute(self, x: Tensor, value: Tensor) -> Tensor:
+        """A differentiable function of x, of the output's shape, whose gradient stands for that of a stage that is not
+        differentiable (BPDA); the identity unless the stage knows better.
+
+        Args:
+            value: the stage's exact output at x, without gradient.
+        """
         return x
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
