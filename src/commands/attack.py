@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from src.attacks.core import spec_of
 from src.budget import Budget
 from src.commands import fitting, selection
 from src.config import Config
@@ -55,7 +54,8 @@ class AttackedModel:
 def attacked_model(config: Config, model: selection.Trained, device: torch.device) -> AttackedModel:
     """Raises ValueError where the model has no such representation, or an attack does not fit its sample rate."""
     for name in config.attack.names:
-        ATTACKS.check_options(name, {**config.component("ATTACK", name), "sample_rate": model.victim.sample_rate})
+        options = {**config.component("ATTACK", name), "sample_rate": model.victim.sample_rate}
+        ATTACKS.check_options(config.attack.registered(name), options)
     inversion = functools.partial(
         INVERSIONS[config.inversion.name], **config.component("INVERSION", config.inversion.name)
     )
@@ -65,8 +65,9 @@ def attacked_model(config: Config, model: selection.Trained, device: torch.devic
 def attack_runs(config: Config) -> list[tuple[str, Budget | None]]:
     """Every (attack, budget); random signs are the control of every attack with a budget."""
     names = list(config.attack.names)
-    budgeted = [name for name in names if spec_of(name).has_budget]
-    if budgeted and "random_signs" not in names and config.attack.norm != "l0":
+    budgeted = [name for name in names if config.attack.spec(name).has_budget]
+    registered = [config.attack.registered(name) for name in names]
+    if budgeted and "random_signs" not in registered and config.attack.norm != "l0":
         names.append("random_signs")
         budgeted.append("random_signs")
     return [(name, eps) for name in names for eps in (config.attack.eps if name in budgeted else (None,))]
@@ -110,13 +111,14 @@ class AttackCommand:
         """The store of what this attack made against this model. Its name holds a fingerprint of all that it depends
         on, so that runs with other settings have stores of their own."""
         config = self.config
-        unused = {"wavs"} if spec_of(name).fitted else {"wavs", "fit", *FIT_KEYS}
+        unused = {"wavs", "variants"} if config.attack.spec(name).fitted else {"wavs", "variants", "fit", *FIT_KEYS}
         settings = {key: value for key, value in config.attack.identity().items() if key not in unused}
         facts = {
             **{key: value for key, value in self.identity.items() if key not in unused},
             "attack": settings, "components": config.component("INVERSION", config.inversion.name),
             "options": config.component("ATTACK", name), "model": model.name, "weights": model.weights,
             "name": name, "eps": str(eps or "inf"),
+            **({"variant_of": config.attack.registered(name)} if name in config.attack.variants else {}),
         }  # fmt: skip
         run = f"{name}_{eps or 'inf'}_{fingerprint(facts)}".replace(" ", "")
         clips = self.clips.relabeled(model.victim.classes)
@@ -213,7 +215,7 @@ def report(
     table, points = summary.table(rows), summary.points(rows)
     results.write_table(folder / "summary.csv", table, title, notes)
     results.write_table(folder / "security.csv", points, f"Accuracy against eps, {title}", notes)
-    controls = {name for name, _ in attack_runs(config) if spec_of(name).kind == "control"}
+    controls = {name for name, _ in attack_runs(config) if settings.spec(name).kind == "control"}
     for axis in sorted({point["axis"] for point in points}):
         unit = "SNR of the perturbation (dB)" if axis == "SNR" else f"{axis} of the perturbation ({settings.stage})"
         on_axis = [point for point in points if point["axis"] == axis]

@@ -50,7 +50,8 @@ def search(
     if not config.attack.checks:
         return signs, searched
     earlier = json.loads(manifest.read_text()) if manifest.is_file() else {}
-    first_eps = {name: eps for name, eps in reversed(attack_runs(config)) if not is_control(name)}
+    settings = config.attack
+    first_eps = {name: eps for name, eps in reversed(attack_runs(config)) if not is_control(settings.registered(name))}
     for entry in attacked:
         model = entry.model.name
         right = {row["id"] for row in rows if row["model"] == model and row["correct"] == "1"}
@@ -65,7 +66,7 @@ def search(
             if earlier.get("searched", {}).get(title) == searched[title]:
                 known = [Indicator(**facts) for facts in earlier["signs"][title]]
                 signs_of_attack += [indicator for indicator in known if indicator.name not in indicators.OVER_ROWS]
-            elif len(part) and not spec_of(name).fitted:  # the other signs come from attacking these clips anew
+            elif len(part) and not settings.spec(name).fitted:  # the other signs come from attacking these clips anew
                 signs_of_attack += on_clips(config, entry, part, name, eps)
             signs[title] = signs_of_attack
     return signs, searched
@@ -88,6 +89,7 @@ def over_rows(config: Config, rows: Sequence[Row], eps: Budget | None) -> list[I
 def on_clips(config: Config, attacked: AttackedModel, part: Clips, name: str, eps: Budget | None) -> list[Indicator]:
     """The signs that one attack on one model shows when it runs on these clips."""
     settings, crafter = config.attack, attacked.crafter
+    registered, options = settings.registered(name), config.component("ATTACK", name)
     x, valid, y, z = crafter.load(part)
     if settings.targeted:
         y = crafter.targets(y, part.ids)
@@ -99,8 +101,8 @@ def on_clips(config: Config, attacked: AttackedModel, part: Clips, name: str, ep
     with tqdm(desc=f"searching {name} for signs of failure", total=1, leave=False):
         return sanity_checks.check(
             sanity_checks.Evaluation.of(
-                name, config.component("ATTACK", name),
-                attack=with_options(name, config.component("ATTACK", name), crafter.victim.sample_rate),
+                registered, options,
+                attack=with_options(registered, options, crafter.victim.sample_rate),
                 chain=crafter.true_tail(valid), model=crafter.attacked_model(part.ids, x, valid), x=z, y=y,
                 threat=crafter.threat(x, z, valid, name, eps),
                 streams=lambda purpose: crafter.streams(part.ids, purpose),
@@ -116,14 +118,16 @@ def plant_and_search(config: Config, attacked: Sequence[AttackedModel], clips: C
     where its result is within eps."""
     for name, reason in untested(config).items():
         print(f"{name}: not tested ({reason})", flush=True)
-    names = [name for name in config.attack.names if not is_control(name) and name not in untested(config)]
-    part = clips.select(range(min(len(clips), config.attack.batch_size)))
+    settings = config.attack
+    wanted = [name for name in settings.names if not is_control(settings.registered(name))]
+    names = [name for name in wanted if name not in untested(config)]
+    part = clips.select(range(min(len(clips), settings.batch_size)))
     for entry in attacked:
         crafter = entry.crafter
         x, valid, _, z = crafter.load(part)
-        for name, eps in itertools.product(names, config.attack.eps):
+        for name, eps in itertools.product(names, settings.eps):
             outcome = self_test(
-                with_options(name, config.component("ATTACK", name), crafter.victim.sample_rate),
+                with_options(settings.registered(name), config.component("ATTACK", name), crafter.victim.sample_rate),
                 crafter.attacked_model(part.ids, x, valid), z,
                 crafter.threat(x, z, valid, name, eps),
                 streams=lambda purpose, crafter=crafter: crafter.streams(part.ids, purpose),  # type: ignore[misc]
@@ -135,4 +139,6 @@ def untested(config: Config) -> dict[str, str]:
     """The configured attacks that the self-test cannot judge, and why."""
     reasons = dict.fromkeys(config.attack.fitted_names, "fitted")
     norm = config.attack.norm
-    return reasons | {name: f"no norm {norm}" for name in config.attack.names if norm not in spec_of(name).norms}
+    return reasons | {
+        name: f"no norm {norm}" for name in config.attack.names if norm not in config.attack.spec(name).norms
+    }

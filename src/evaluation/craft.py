@@ -134,7 +134,7 @@ class Crafter:
         """The threat model at the representation z of the clips x; `eps` None for a minimum-norm attack."""
         allowed = self._allowed(x, valid)
         mask = None if allowed is None else self.head.mask(allowed)
-        norm = threat_norm(name, self.settings.norm)
+        norm = threat_norm(self.settings.registered(name), self.settings.norm)
         budget = eps.eps(z, norm, mask) if eps else float("inf")
         return ThreatModel(norm, budget, self.bounds, mask, self.grid).floored()
 
@@ -154,10 +154,11 @@ class Crafter:
         """
         parts = [self.load(clips.select(part)) for part in _batches(len(clips), self.settings.batch_size)]
         x, valid, y, z = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        supplied = {"sample_rate": self.victim.sample_rate} if spec_of(name).needs_sample_rate else {}
-        return registered_attack(name).fit(
+        registered = self.settings.registered(name)
+        supplied = {"sample_rate": self.victim.sample_rate} if spec_of(registered).needs_sample_rate else {}
+        return registered_attack(registered).fit(
             self.attacked_model(clips.ids, x, valid), z, self.targets(y, clips.ids) if self.settings.targeted else y,
-            self.threat(x, z, valid, name, eps), rng=self.streams(clips.ids, f"fit {name}"),
+            self.threat(x, z, valid, name, eps), rng=self.streams(clips.ids, f"fit {registered}"),
             targeted=self.settings.targeted, **options, **supplied,
         )  # fmt: skip
 
@@ -172,11 +173,12 @@ class Crafter:
         """Attack every clip; yields in their order.
 
         Args:
+            name: of an attack or a variant; variants share the random numbers of their attack.
             options: config keys of the attack.
             eps: the budget; None for minimum-norm attacks.
             fitted: what `fit` returned, for a fitted attack.
         """
-        function = with_options(name, options, self.victim.sample_rate, fitted)
+        function = with_options(self.settings.registered(name), options, self.victim.sample_rate, fitted)
         for part in _batches(len(clips), self.settings.batch_size):
             yield from self._craft_batch(clips.select(part), name, function, eps)
 
@@ -194,7 +196,7 @@ class Crafter:
         start = self._clock()
         x_adv = function(
             counter, z[todo], (target if targeted else y)[todo], threat.select(todo),
-            rng=self.streams(ids, name).select(todo), targeted=targeted,
+            rng=self.streams(ids, self.settings.registered(name)).select(todo), targeted=targeted,
         )  # fmt: skip
         seconds = (self._clock() - start) / max(1, len(todo))
         z_adv = z.clone()
