@@ -19,6 +19,7 @@ from pydantic import AfterValidator
 
 from src.datasets.prepare import DataSettings
 from src.evaluation import AttackSettings
+from src.evaluation.passing import COMMON_KEYS, check_passing
 from src.output.results import ResultsSettings
 from src.registry import (
     ATTACKS,
@@ -109,7 +110,8 @@ COMPONENTS: dict[str, Registry] = {
     "INVERSION": INVERSIONS,
 }
 COMPONENT_KEYS: dict[str, list[Key]] = {
-    "DEFENSE": [Key("at", Listed[str], (WAVEFORM,), "representations behind which it stands: waveform, magnitude ...")]
+    "DEFENSE": [Key("at", Listed[str], (WAVEFORM,), "representations behind which it stands: waveform, magnitude ...")],
+    "ATTACK": [*COMMON_KEYS],
 }
 """Keys that every component of a section has, beside its own."""
 VARIANT_OF = Key("attack", str, "", "the attack that this is a variant of")
@@ -246,6 +248,15 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
             sections[section.lower()] = settings_class(**values.get(section, {}), **derived)
         except ValueError as error:
             raise ValueError(f"{places.get((section, ''), path)}: [{section}] {error}") from None
+    attacks: AttackSettings = sections["attack"]
+    for section in values.keys() - SECTIONS.keys():
+        kind, _, name = section.partition(".")
+        try:
+            if kind == "ATTACK":
+                runs = name in attacks.names
+                check_passing(attacks.spec(name), values[section], attacks.adaptive or not runs)
+        except ValueError as error:
+            raise ValueError(f"{places[section, '']}: [{section}] {error}") from None
     components = {section: value for section, value in values.items() if section not in SECTIONS}
     return Config(**sections, components=components, text=text)
 

@@ -20,6 +20,7 @@ from src.datasets.store import Clips
 from src.distributed import Team
 from src.evaluation import ATTACK_KEY, Crafter, Judge, summary
 from src.evaluation.indicators import Indicator, sanity_verdict
+from src.evaluation.passing import gradient_of
 from src.evaluation.settings import FIT_KEYS
 from src.evaluation.summary import Row
 from src.files import fingerprint
@@ -44,11 +45,7 @@ class AttackedModel:
     def undefended(self) -> Victim | None:
         """The model without the defenses that the attack has to pass; None where there is none to pass, or where the
         attacked representation is itself that of a defense."""
-        victim = self.model.victim
-        if not any(stage in victim.defenses for stage in self.crafter.tail.stages):
-            return None
-        undefended = victim.undefended()
-        return undefended if self.crafter.settings.stage in undefended.representations else None
+        return self.model.victim.undefended() if self.crafter.undefended_tail() else None
 
 
 def attacked_model(config: Config, model: selection.Trained, device: torch.device) -> AttackedModel:
@@ -56,6 +53,8 @@ def attacked_model(config: Config, model: selection.Trained, device: torch.devic
     for name in config.attack.names:
         options = {**config.component("ATTACK", name), "sample_rate": model.victim.sample_rate}
         ATTACKS.check_options(config.attack.registered(name), options)
+        if gradient_of(options) == "undefended" and config.attack.stage in {d.name for d in model.victim.defenses}:
+            raise ValueError(f"{name}: gradient = undefended: the attacked {config.attack.stage} is itself a defense")
     inversion = functools.partial(
         INVERSIONS[config.inversion.name], **config.component("INVERSION", config.inversion.name)
     )

@@ -15,7 +15,8 @@ from src.commands.attack import AttackedModel, attack_runs
 from src.config import Config
 from src.datasets.store import Clips
 from src.evaluation import indicators, sanity_checks, summary, with_options
-from src.evaluation.indicators import Indicator
+from src.evaluation.indicators import Indicator, unmeasured
+from src.evaluation.passing import gradient_of
 from src.evaluation.planted_test import self_test
 from src.evaluation.summary import Row
 from src.files import fingerprint
@@ -27,6 +28,13 @@ Signs = dict[str, list[Indicator]]
 def is_control(name: str) -> bool:
     """Whether this is a random perturbation, which is no attack that could fail."""
     return spec_of(name).kind == "control"
+
+
+def is_transferred(config: Config, attacked: AttackedModel, name: str) -> bool:
+    """Whether this attack never meets the defenses of the model, so that nothing about their gradient can be learned
+    from it."""
+    undefended = gradient_of(config.component("ATTACK", name)) == "undefended"
+    return undefended and attacked.crafter.undefended_tail() is not None
 
 
 def search(
@@ -66,6 +74,8 @@ def search(
             if earlier.get("searched", {}).get(title) == searched[title]:
                 known = [Indicator(**facts) for facts in earlier["signs"][title]]
                 signs_of_attack += [indicator for indicator in known if indicator.name not in indicators.OVER_ROWS]
+            elif is_transferred(config, entry, name):
+                signs_of_attack.append(unmeasured("zero_gradient", "it is transferred from the undefended model"))
             elif len(part) and not settings.spec(name).fitted:  # the other signs come from attacking these clips anew
                 signs_of_attack += on_clips(config, entry, part, name, eps)
             signs[title] = signs_of_attack
@@ -93,17 +103,15 @@ def on_clips(config: Config, attacked: AttackedModel, part: Clips, name: str, ep
     x, valid, y, z = crafter.load(part)
     if settings.targeted:
         y = crafter.targets(y, part.ids)
-    victim = attacked.undefended
-    transfer_from = None
-    if victim:
-        head, tail = victim.frozen().split(settings.stage)
-        transfer_from = with_lengths(tail, valid, head)
+    undefended = crafter.undefended_tail()
+    transfer_from = undefended and with_lengths(undefended, valid, crafter.head)
     with tqdm(desc=f"searching {name} for signs of failure", total=1, leave=False):
         return sanity_checks.check(
             sanity_checks.Evaluation.of(
                 registered, options,
                 attack=with_options(registered, options, crafter.victim.sample_rate),
-                chain=crafter.true_tail(valid), model=crafter.attacked_model(part.ids, x, valid), x=z, y=y,
+                chain=crafter.true_tail(valid), model=crafter.attacked_model(part.ids, x, valid, gradient_of(options)),
+                x=z, y=y,
                 threat=crafter.threat(x, z, valid, name, eps),
                 streams=lambda purpose: crafter.streams(part.ids, purpose),
                 targeted=settings.targeted, is_adaptive=settings.adaptive,
@@ -126,9 +134,10 @@ def plant_and_search(config: Config, attacked: Sequence[AttackedModel], clips: C
         crafter = entry.crafter
         x, valid, _, z = crafter.load(part)
         for name, eps in itertools.product(names, settings.eps):
+            options = config.component("ATTACK", name)
             outcome = self_test(
-                with_options(settings.registered(name), config.component("ATTACK", name), crafter.victim.sample_rate),
-                crafter.attacked_model(part.ids, x, valid), z,
+                with_options(settings.registered(name), options, crafter.victim.sample_rate),
+                crafter.attacked_model(part.ids, x, valid, gradient_of(options)), z,
                 crafter.threat(x, z, valid, name, eps),
                 streams=lambda purpose, crafter=crafter: crafter.streams(part.ids, purpose),  # type: ignore[misc]
             )  # fmt: skip
