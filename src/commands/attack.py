@@ -18,7 +18,7 @@ from src.config import Config
 from src.datasets.crafted import CraftedStore
 from src.datasets.store import Clips
 from src.distributed import Team
-from src.evaluation import ATTACK_KEY, Crafter, Judge, summary
+from src.evaluation import ATTACK_KEY, Crafter, Judge, summary, worst_case
 from src.evaluation.indicators import Indicator, sanity_verdict
 from src.evaluation.passing import gradient_of
 from src.evaluation.settings import FIT_KEYS
@@ -211,15 +211,24 @@ def report(
     title = f"Attacks at {where}{', targeted' if settings.targeted else ''}{behind}, {source}"
     verdicts = {name: sanity_verdict(indicators) for name, indicators in signs.items()}
     notes = [selection.SYNTHETIC] * clips.synthetic + [f"{name}: {text}" for name, text in verdicts.items()]
+    names = list(dict.fromkeys(name for name, _ in attack_runs(config)))
+    controls = {name for name in names if settings.spec(name).kind == "control"}
+    combined = worst_case.combined(rows, names, controls)
+    notes += map(worst_case.note, combined)
+    if combined:
+        lines = worst_case.table(combined)
+        results.write_table(folder / "worst_case.csv", lines, f"Clips that each attack breaks, {title}", notes)
+    rows = [*rows, *worst_case.rows_of(combined)]
     table, points = summary.table(rows), summary.points(rows)
     results.write_table(folder / "summary.csv", table, title, notes)
     results.write_table(folder / "security.csv", points, f"Accuracy against eps, {title}", notes)
-    controls = {name for name, _ in attack_runs(config) if settings.spec(name).kind == "control"}
     for axis in sorted({point["axis"] for point in points}):
         unit = "SNR of the perturbation (dB)" if axis == "SNR" else f"{axis} of the perturbation ({settings.stage})"
         on_axis = [point for point in points if point["axis"] == axis]
         path = plots / f"security_{settings.stage}_{axis}.png"
-        figures.security(path, on_axis, title=title, x_label=unit, falling=axis == "SNR", controls=controls)
+        figures.security(
+            path, on_axis, title=title, x_label=unit, falling=axis == "SNR", controls=controls, bold=(worst_case.NAME,)
+        )
     facts = {
         "config": config.text,
         "seed": settings.seed,

@@ -14,7 +14,7 @@ from src.budget import Budget
 from src.commands.attack import AttackedModel, attack_runs
 from src.config import Config
 from src.datasets.store import Clips
-from src.evaluation import indicators, sanity_checks, summary, with_options
+from src.evaluation import indicators, sanity_checks, summary, with_options, worst_case
 from src.evaluation.indicators import Indicator, unmeasured
 from src.evaluation.passing import gradient_of
 from src.evaluation.planted_test import self_test
@@ -55,6 +55,10 @@ def search(
     """
     signs: Signs = {}
     searched: dict[str, str] = {}
+    for entry in attacked:
+        sign = over_attacks(config, entry, rows)
+        if sign.clips:
+            signs[f"{entry.model.name}, {worst_case.NAME}"] = [sign]
     if not config.attack.checks:
         return signs, searched
     earlier = json.loads(manifest.read_text()) if manifest.is_file() else {}
@@ -80,6 +84,16 @@ def search(
                 signs_of_attack += on_clips(config, entry, part, name, eps)
             signs[title] = signs_of_attack
     return signs, searched
+
+
+def over_attacks(config: Config, attacked: AttackedModel, rows: Sequence[Row]) -> Indicator:
+    """The sign that the rows of all attacks on one model show: a black box or a transfer that does better than every
+    attack with a gradient."""
+    names = [name for name in config.attack.names if not is_control(config.attack.registered(name))]
+    transferred = {name for name in names if is_transferred(config, attacked, name)}
+    climbing = [name for name in names if config.attack.spec(name).access == "gradients" and name not in transferred]
+    rows_of_model = [row for row in rows if row["model"] == attacked.model.name]
+    return worst_case.misled(rows_of_model, climbing, [name for name in names if name not in climbing])
 
 
 def over_rows(config: Config, rows: Sequence[Row], eps: Budget | None) -> list[Indicator]:
