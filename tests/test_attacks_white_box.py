@@ -242,3 +242,56 @@ def test_both_losses_climb_towards_success_on_a_threshold(loss: LossName, label:
     assert (grad > 0) == towards_acceptance
     beyond = torch.tensor([2.0 if towards_acceptance else -2.0])
     assert fooled(logits(beyond), y, targeted).all()
+
+
+PUBLISHED = {"schedule": "published", "search_steps": 9, "initial_c": 1e-3, "learning_rate": 0.01, "steps": 300}
+"""CW2 of the speaker-recognition study, with fewer steps."""
+
+
+def test_published_cw_finds_the_distance_and_has_the_confidence() -> None:
+    model, x, y, w = linear()
+    threat = ThreatModel("l2", math.inf, (-8.0, 8.0))
+    x_adv = run("cw", model, x, y, threat, **PUBLISHED)
+    excess = norm_of(x_adv - x, "l2") - distance(x, w, "l2")
+    assert ((excess > -1e-4) & (excess < 0.2)).all(), "an absolute step of 0.01 of the range is coarse where it is near"
+    assert ((excess < 0.025).sum() >= 5).all()
+    sure = run("cw", model, x, y, threat, **PUBLISHED, confidence=2.0)
+    assert (margin(model(sure), y) > 2).all()
+    assert (margin(model(sure), y) < 2.5).all()
+    aimed = run("cw", model, x, 1 - y, threat, targeted=True, **PUBLISHED)
+    assert fooled(model(aimed), 1 - y, targeted=True).all()
+    with pytest.raises(ValueError, match="finite bounds"):
+        run("cw", model, x, y, ThreatModel("l2"), **PUBLISHED)
+
+
+def test_published_cw_bisects_c_and_stops_early() -> None:
+    """c is the only thing that the attack knows of a model whose margin is always -1: it rises tenfold."""
+    calls = []
+
+    def hopeless(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return torch.stack([0 * x.sum(1) + 1, 0 * x.sum(1)], 1)
+
+    x, y = torch.zeros(2, 5), torch.zeros(2, dtype=torch.long)
+    threat = ThreatModel("l2", math.inf, (-1.0, 1.0))
+    assert torch.equal(run("cw", hopeless, x, y, threat, **PUBLISHED | {"steps": 20}), x)
+    assert len(calls) == 9 * 3, "no progress after a tenth of the steps"
+    calls.clear()
+    run("cw", hopeless, x, y, threat, **PUBLISHED | {"steps": 20, "abort_early": False})
+    assert len(calls) == 9 * 20
+
+
+def test_published_cw_is_that_of_foolbox() -> None:
+    foolbox = pytest.importorskip("foolbox")
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(40, 64), torch.nn.Tanh(), torch.nn.Linear(64, 6)).eval()
+    x = torch.rand(20, 40) * 0.8 - 0.4
+    y = net(x).argmax(1)
+    attack = foolbox.attacks.L2CarliniWagnerAttack(9, 200, 0.01, 0.0, 1e-3, False)
+    _, theirs, found = attack(foolbox.PyTorchModel(net, bounds=(-1, 1), device="cpu"), x, y, epsilons=None)
+    ours = run(
+        "cw", net, x, y, ThreatModel("l2", math.inf, (-1.0, 1.0)), **PUBLISHED | {"steps": 200, "abort_early": False}
+    )
+    assert found.all()
+    assert fooled(net(ours), y).all()
+    torch.testing.assert_close(norm_of(ours - x, "l2"), norm_of(theirs - x, "l2"), rtol=0.02, atol=1e-4)
