@@ -21,6 +21,7 @@ from src.budget import Budget
 from src.datasets import store
 from src.datasets.store import Clips
 from src.evaluation import AttackSettings, Crafter, Judge
+from src.evaluation.passing import COMMON_KEYS, check_passing
 from src.output import results
 from src.registry import ATTACKS, INVERSIONS, keys_of, validated
 from src.smoothing import Certificate, Certifier, CertifySettings
@@ -108,13 +109,14 @@ def attack(
         ValueError: an unknown attack, key or stage, a value out of range, a budget that is missing, clips that do not
             fit the model, or a combination that the attack cannot do.
     """
-    options = validated(ATTACKS.keys(name), options or {}, f"key of {name}")
+    options = validated([*COMMON_KEYS, *ATTACKS.keys(name)], options or {}, f"key of {name}")
     ATTACKS.check_options(name, {**options, "sample_rate": victim.sample_rate})
     if eps is None and spec_of(name).has_budget:
         raise ValueError(f"{name} needs a budget: give eps")
     budget = None if eps is None else Budget.parse(eps)
     values = {**settings, "names": (name,)} | ({"eps": (budget,)} if budget else {})
     attack_settings = AttackSettings(**validated(keys_of(AttackSettings), values, "setting of [ATTACK]"))
+    check_passing(spec_of(name), options, attack_settings.adaptive)
     clips, fit_clips = fitting(victim, clips), fit_clips and fitting(victim, fit_clips)
     crafter = Crafter(victim, attack_settings, functools.partial(INVERSIONS[inversion]), torch.device(device))
     fitted = crafter.fit(fit_clips, name, options, budget) if fit_clips else None

@@ -2,19 +2,24 @@
 
 A section is a keyword-only dataclass defined by the code that uses it; a sub-section such as [ATTACK.pgd] holds the
 keyword-only parameters of that component. So each key is defined once, where it is used. Anything unknown or out of
-range is refused before any work, with the line, the choices and the nearest match."""
+range is refused before any work, with the line, the choices and the nearest match.
+
+A sub-section of [ATTACK] with a name of its own and the key `attack` is a variant: that attack with other options."""
 
 from __future__ import annotations
 
 import configparser
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
+from pydantic import AfterValidator
+
 from src.datasets.prepare import DataSettings
 from src.evaluation import AttackSettings
+from src.evaluation.passing import COMMON_KEYS, check_passing
 from src.output.results import ResultsSettings
 from src.registry import (
     ATTACKS,
@@ -105,9 +110,12 @@ COMPONENTS: dict[str, Registry] = {
     "INVERSION": INVERSIONS,
 }
 COMPONENT_KEYS: dict[str, list[Key]] = {
-    "DEFENSE": [Key("at", Listed[str], (WAVEFORM,), "representations behind which it stands: waveform, magnitude ...")]
+    "DEFENSE": [Key("at", Listed[str], (WAVEFORM,), "representations behind which it stands: waveform, magnitude ...")],
+    "ATTACK": [*COMMON_KEYS],
 }
 """Keys that every component of a section has, beside its own."""
+VARIANT_OF = Key("attack", str, "", "the attack that this is a variant of")
+"""The key that makes a sub-section of [ATTACK] a variant."""
 
 
 @dataclass(frozen=True)
@@ -136,17 +144,62 @@ class Config:
         return dict(self.components.get(f"{section}.{name}", {}))
 
 
-def keys_of_section(section: str) -> list[Key]:
+def keys_of_section(section: str, variants: Mapping[str, str] | None = None) -> list[Key]:
     """The keys of a section or sub-section.
+
+    Args:
+        variants: of attacks, name -> the attack.
 
     Raises:
         ValueError: no such section, with the nearest match.
     """
+    variants = variants or {}
     parent, _, name = section.partition(".")
+    if parent == "ATTACK" and name in variants:
+        return [VARIANT_OF, *keys_of_section(f"ATTACK.{variants[name]}")]
+    if parent == "ATTACK" and name and name not in ATTACKS:
+        try:
+            ATTACKS[name]
+        except ValueError as error:
+            raise ValueError(f"{error}; a variant says which attack it is: attack = ...") from None
     if name and parent in COMPONENTS:
         return [*COMPONENT_KEYS.get(parent, ()), *COMPONENTS[parent].keys(name)]
     choices = list(SECTIONS) + [f"{parent}.<name>" for parent in COMPONENTS]
-    return keys_of(SECTIONS[choose(section, choices, "section")])
+    keys = keys_of(SECTIONS[choose(section, choices, "section")])
+    if section == "ATTACK":
+        keys = [replace(key, annotation=_attack_names(variants)) if key.name == "names" else key for key in keys]
+    return keys
+
+
+def _attack_names(variants: Mapping[str, str]) -> Any:
+    """The type of [ATTACK] names where there are variants."""
+    choices = [*ATTACKS.names(), *variants]
+    return Listed[Annotated[str, AfterValidator(lambda value: choose(value, choices, ATTACKS.kind))]]
+
+
+def variants_of(text: Mapping[str, Mapping[str, str]], places: Mapping[tuple[str, str], str]) -> dict[str, str]:
+    """The variants of attacks that a config defines, name -> the attack.
+
+    Raises:
+        ValueError: a variant of an unknown attack, or under a name that is an attack's or no name.
+    """
+    variants = {}
+    for section, keys in text.items():
+        parent, _, name = section.partition(".")
+        if parent != "ATTACK" or VARIANT_OF.name not in keys:
+            continue
+        place = places[section, VARIANT_OF.name]
+        if name in ATTACKS:
+            if VARIANT_OF.name in {key.name for key in ATTACKS.keys(name)}:
+                continue
+            raise ValueError(f"{place}: {name} is itself an attack; give its variant a name of its own")
+        if not re.fullmatch(r"\w+", name):
+            raise ValueError(f"{place}: '{name}' cannot name a variant of an attack; use letters, digits and _")
+        try:
+            variants[name] = choose(keys[VARIANT_OF.name].strip(), ATTACKS.names(), ATTACKS.kind)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+    return variants
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -177,9 +230,13 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
         section, key, value = match.groups()
         text.setdefault(section, {})[key] = value.strip()
         places[section, key] = places[section, ""] = f"--set {override}"
-    values = {section: _typed(section, text[section], places) for section in text}
+    variants = variants_of(text, places)
+    values = {section: _typed(section, text[section], places, variants) for section in text}
     for section in values.keys() - SECTIONS.keys():
         kind, _, name = section.partition(".")
+        if kind == "ATTACK" and name in variants:
+            name = variants[name]
+            del values[section][VARIANT_OF.name]
         try:
             COMPONENTS[kind].check_options(name, values[section])
         except ValueError as error:
@@ -187,17 +244,29 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     sections = {}
     for section, settings_class in SECTIONS.items():
         try:
-            sections[section.lower()] = settings_class(**values.get(section, {}))
+            derived = {"variants": variants} if section == "ATTACK" else {}
+            sections[section.lower()] = settings_class(**values.get(section, {}), **derived)
         except ValueError as error:
             raise ValueError(f"{places.get((section, ''), path)}: [{section}] {error}") from None
+    attacks: AttackSettings = sections["attack"]
+    for section in values.keys() - SECTIONS.keys():
+        kind, _, name = section.partition(".")
+        try:
+            if kind == "ATTACK":
+                runs = name in attacks.names
+                check_passing(attacks.spec(name), values[section], attacks.adaptive or not runs)
+        except ValueError as error:
+            raise ValueError(f"{places[section, '']}: [{section}] {error}") from None
     components = {section: value for section, value in values.items() if section not in SECTIONS}
     return Config(**sections, components=components, text=text)
 
 
-def _typed(section: str, raw: Mapping[str, str], places: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+def _typed(
+    section: str, raw: Mapping[str, str], places: Mapping[tuple[str, str], str], variants: Mapping[str, str]
+) -> dict[str, Any]:
     """The strings of a section, converted by its schema."""
     try:
-        schema = {key.name: key for key in keys_of_section(section)}
+        schema = {key.name: key for key in keys_of_section(section, variants)}
     except ValueError as error:
         raise ValueError(f"{places[section, '']}: {error}") from None
     converted = {}

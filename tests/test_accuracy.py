@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.datasets.store import Clips
-from src.evaluation.accuracy import confusion, logits_of, per_class, summarize, wilson
+from src.evaluation.accuracy import confusion, logits_of, per_class, r1, summarize, wilson
 from src.victims import checkpoint
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
@@ -61,3 +61,24 @@ def test_predictions_do_not_depend_on_the_batch(clips: Clips) -> None:
     logits = logits_of(victim, clips)
     assert logits.shape == (len(clips), 4)
     torch.testing.assert_close(logits, logits_of(victim, clips, batch_size=3), atol=1e-4, rtol=1e-4)
+
+
+PUBLISHED = {
+    "none": (99.8, [42.3, 0, 0, 6.5, 0, 19.8, 18.7, 8.0]),
+    "QT": (86.8, [76.8, 61.2, 67.2, 86.8, 49.9, 91.3, 88.2, 31.7]),
+    "AS": (98.1, [46.0, 0, 0, 96.8, 0, 47.5, 69.3, 21.9]),
+    "MS": (83.9, [65.6, 21.3, 24.5, 77.1, 26.9, 71.5, 70.6, 41.8]),
+}
+"""Rows of the published table: accuracy on benign clips and under eight of the attacks."""
+
+
+def test_r1_is_the_harmonic_mean() -> None:
+    assert r1(0.0, [0.0]) == 0.0
+    assert r1(1.0, [0.0, 0.0]) == 0.0
+    assert r1(0.8, [0.8, 0.8]) == pytest.approx(0.8)
+    assert r1(90.0, [30.0, 60.0]) == pytest.approx(100 * r1(0.9, [0.3, 0.6]))
+    with pytest.raises(ValueError, match="at least one attack"):
+        r1(0.9, [])
+    for benign, attacks in PUBLISHED.values():
+        mean = sum(attacks) / len(attacks)
+        assert 1 / r1(benign, attacks) == pytest.approx((1 / benign + 1 / mean) / 2)

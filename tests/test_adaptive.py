@@ -16,7 +16,7 @@ from src.registry import ATTACKS
 from src.threat import ThreatModel
 from src.victims.adaptive import Bpda, Eot, adaptive, once
 from src.victims.chain import Chain
-from src.victims.stage import Stage
+from src.victims.stage import Stage, replicated
 
 
 class Round(Stage):
@@ -87,10 +87,49 @@ def test_bpda_with_a_substitute() -> None:
     torch.testing.assert_close(grad, 2 * X)
 
 
+class Framed(Round):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), 4, -1).round()
+
+
 def test_bpda_needs_a_substitute_where_the_shape_changes() -> None:
     with pytest.raises(ValueError, match="substitute"):
-        Bpda(Shorten())(X.clone().requires_grad_())
-    assert Bpda(Shorten())(X).shape == (5, 8)
+        Bpda(Framed())(X.clone().requires_grad_())
+    assert Bpda(Framed())(X).shape == (5, 4, 4)
+
+
+def test_the_gradient_is_replicated_where_the_length_changes() -> None:
+    """Half the length: each value stands for two of the input, which both get half of its gradient."""
+    leaf = X.clone().requires_grad_()
+    out = Bpda(Shorten())(leaf)
+    assert torch.equal(out, Shorten()(X))
+    weight = torch.randn_like(out)
+    (grad,) = torch.autograd.grad((out * weight).sum(), leaf)
+    assert torch.equal(grad, weight.repeat_interleave(2, 1) / 2)
+
+
+@pytest.mark.parametrize(("n", "length"), [(16, 8), (16, 5), (16, 16), (7, 21), (7, 10)])
+def test_replication_keeps_the_time_and_the_level(n: int, length: int) -> None:
+    x = torch.linspace(0, 1, n).expand(2, 3, n).clone().requires_grad_()
+    out = replicated(x, length)
+    assert out.shape == (2, 3, length)
+    torch.testing.assert_close(replicated(torch.ones(2, n), length), torch.ones(2, length))
+    centers = (torch.arange(length) + 0.5) / length * n - 0.5  # of the intervals, in samples of x
+    assert ((out[0, 0] * (n - 1) - centers).abs() <= 0.75).all(), "a ramp stays a ramp"
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    assert (grad > 0).all(), "no part of the input is left without gradient"
+
+
+def test_the_identity_instead_of_a_better_substitute() -> None:
+    def gradient(stage: Stage, identity: bool) -> Tensor:
+        leaf = X.clone().requires_grad_()
+        model = adaptive(Chain([stage], nn.Identity()), identity=identity)
+        (grad,) = torch.autograd.grad(model(leaf).sum(), leaf)  # type: ignore[arg-type]
+        return grad
+
+    torch.testing.assert_close(gradient(Squared(), False), 2 * X)
+    assert torch.equal(gradient(Squared(), True), torch.ones_like(X))
+    assert torch.equal(gradient(Shorten(), True), torch.full_like(X, 0.5))
 
 
 def test_a_plain_chain_comes_back_as_it_is() -> None:

@@ -97,6 +97,16 @@ def test_budgets_of_each_kind_have_a_figure_of_their_own(tmp_path: Path, drawn: 
     assert [figure.axes[0].xaxis_inverted() for figure in (linf, snr, l2)] == [False, True, False]
 
 
+def test_the_worst_case_of_two_attacks_stands_out(tmp_path: Path, drawn: Drawn) -> None:
+    report(settings(tmp_path, "ATTACK.names=pgd, fgsm", "ATTACK.eps=0.1"))
+    (figure,) = drawn.values()
+    widths = {line.get_label(): line.get_linewidth() for line in figure.axes[0].lines}
+    usual = widths.pop("net, pgd")
+    assert widths.pop("net, worst case") > usual
+    assert set(widths.values()) == {usual}
+    assert {line.get_label(): line.get_linestyle() for line in figure.axes[0].lines}["net, worst case"] == "-"
+
+
 def test_only_the_control_is_dotted(tmp_path: Path, drawn: Drawn) -> None:
     report(settings(tmp_path, "ATTACK.names=pgd, cw", "ATTACK.eps=0.1"))
     solid = {

@@ -23,8 +23,9 @@ KINDS = {"budget": "within a budget", "minimum_norm": "smallest perturbation", "
 INTRODUCTION = """# Every config key
 
 Generated from the code by `make docs`. A config file has the sections below; a component such as `pgd` has its own
-sub-section `[ATTACK.pgd]`. Lists are separated by commas. `--set SECTION.key=value` (or `SECTION.name.key=value`)
-overrides a key on the command line. Unknown sections, keys and names are refused with the nearest match."""
+sub-section `[ATTACK.pgd]`, and `[ATTACK.pgd_100]` with `attack = pgd` is a variant of it under a name of its own.
+Lists are separated by commas. `--set SECTION.key=value` (or `SECTION.name.key=value`) overrides a key on the command
+line. Unknown sections, keys and names are refused with the nearest match."""
 
 
 def table(keys: list[Key]) -> str:

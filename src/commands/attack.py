@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from src.attacks.core import spec_of
 from src.budget import Budget
 from src.commands import fitting, selection
 from src.config import Config
 from src.datasets.crafted import CraftedStore
 from src.datasets.store import Clips
 from src.distributed import Team
-from src.evaluation import ATTACK_KEY, Crafter, Judge, summary
+from src.evaluation import ATTACK_KEY, Crafter, Judge, summary, worst_case
 from src.evaluation.indicators import Indicator, sanity_verdict
+from src.evaluation.passing import gradient_of
 from src.evaluation.settings import FIT_KEYS
 from src.evaluation.summary import Row
 from src.files import fingerprint
@@ -45,17 +45,16 @@ class AttackedModel:
     def undefended(self) -> Victim | None:
         """The model without the defenses that the attack has to pass; None where there is none to pass, or where the
         attacked representation is itself that of a defense."""
-        victim = self.model.victim
-        if not any(stage in victim.defenses for stage in self.crafter.tail.stages):
-            return None
-        undefended = victim.undefended()
-        return undefended if self.crafter.settings.stage in undefended.representations else None
+        return self.model.victim.undefended() if self.crafter.undefended_tail() else None
 
 
 def attacked_model(config: Config, model: selection.Trained, device: torch.device) -> AttackedModel:
     """Raises ValueError where the model has no such representation, or an attack does not fit its sample rate."""
     for name in config.attack.names:
-        ATTACKS.check_options(name, {**config.component("ATTACK", name), "sample_rate": model.victim.sample_rate})
+        options = {**config.component("ATTACK", name), "sample_rate": model.victim.sample_rate}
+        ATTACKS.check_options(config.attack.registered(name), options)
+        if gradient_of(options) == "undefended" and config.attack.stage in {d.name for d in model.victim.defenses}:
+            raise ValueError(f"{name}: gradient = undefended: the attacked {config.attack.stage} is itself a defense")
     inversion = functools.partial(
         INVERSIONS[config.inversion.name], **config.component("INVERSION", config.inversion.name)
     )
@@ -65,8 +64,9 @@ def attacked_model(config: Config, model: selection.Trained, device: torch.devic
 def attack_runs(config: Config) -> list[tuple[str, Budget | None]]:
     """Every (attack, budget); random signs are the control of every attack with a budget."""
     names = list(config.attack.names)
-    budgeted = [name for name in names if spec_of(name).has_budget]
-    if budgeted and "random_signs" not in names and config.attack.norm != "l0":
+    budgeted = [name for name in names if config.attack.spec(name).has_budget]
+    registered = [config.attack.registered(name) for name in names]
+    if budgeted and "random_signs" not in registered and config.attack.norm != "l0":
         names.append("random_signs")
         budgeted.append("random_signs")
     return [(name, eps) for name in names for eps in (config.attack.eps if name in budgeted else (None,))]
@@ -110,13 +110,14 @@ class AttackCommand:
         """The store of what this attack made against this model. Its name holds a fingerprint of all that it depends
         on, so that runs with other settings have stores of their own."""
         config = self.config
-        unused = {"wavs"} if spec_of(name).fitted else {"wavs", "fit", *FIT_KEYS}
+        unused = {"wavs", "variants"} if config.attack.spec(name).fitted else {"wavs", "variants", "fit", *FIT_KEYS}
         settings = {key: value for key, value in config.attack.identity().items() if key not in unused}
         facts = {
             **{key: value for key, value in self.identity.items() if key not in unused},
             "attack": settings, "components": config.component("INVERSION", config.inversion.name),
             "options": config.component("ATTACK", name), "model": model.name, "weights": model.weights,
             "name": name, "eps": str(eps or "inf"),
+            **({"variant_of": config.attack.registered(name)} if name in config.attack.variants else {}),
         }  # fmt: skip
         run = f"{name}_{eps or 'inf'}_{fingerprint(facts)}".replace(" ", "")
         clips = self.clips.relabeled(model.victim.classes)
@@ -210,15 +211,24 @@ def report(
     title = f"Attacks at {where}{', targeted' if settings.targeted else ''}{behind}, {source}"
     verdicts = {name: sanity_verdict(indicators) for name, indicators in signs.items()}
     notes = [selection.SYNTHETIC] * clips.synthetic + [f"{name}: {text}" for name, text in verdicts.items()]
+    names = list(dict.fromkeys(name for name, _ in attack_runs(config)))
+    controls = {name for name in names if settings.spec(name).kind == "control"}
+    combined = worst_case.combined(rows, names, controls)
+    notes += map(worst_case.note, combined)
+    if combined:
+        lines = worst_case.table(combined)
+        results.write_table(folder / "worst_case.csv", lines, f"Clips that each attack breaks, {title}", notes)
+    rows = [*rows, *worst_case.rows_of(combined)]
     table, points = summary.table(rows), summary.points(rows)
     results.write_table(folder / "summary.csv", table, title, notes)
     results.write_table(folder / "security.csv", points, f"Accuracy against eps, {title}", notes)
-    controls = {name for name, _ in attack_runs(config) if spec_of(name).kind == "control"}
     for axis in sorted({point["axis"] for point in points}):
         unit = "SNR of the perturbation (dB)" if axis == "SNR" else f"{axis} of the perturbation ({settings.stage})"
         on_axis = [point for point in points if point["axis"] == axis]
         path = plots / f"security_{settings.stage}_{axis}.png"
-        figures.security(path, on_axis, title=title, x_label=unit, falling=axis == "SNR", controls=controls)
+        figures.security(
+            path, on_axis, title=title, x_label=unit, falling=axis == "SNR", controls=controls, bold=(worst_case.NAME,)
+        )
     facts = {
         "config": config.text,
         "seed": settings.seed,

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from src.attacks.core import spec_of
 from src.attacks.fitted import FittedAttack, load, save
 from src.budget import Budget
 from src.commands.selection import Trained, configured_defenses
@@ -38,14 +37,14 @@ def tensors(
     Raises:
         OSError: no prepared clips of fit_split, or the file cannot be written.
     """
-    if not spec_of(name).fitted:
+    if not config.attack.spec(name).fitted:
         return None
     settings, options, fit_clips = config.attack, config.component("ATTACK", name), clips(config)
     used = ("mask", "silence_db", "adaptive", "eot_draws", "seed")
     depends = {**options, **{key: getattr(settings, key) for key in used}, "defenses": configured_defenses(config)}
     entry = FittedAttack(
-        attack=name, victim=model.name, weights=model.weights, stage=settings.stage,
-        norm=threat_norm(name, settings.norm), eps=str(eps or "inf"), targeted=settings.targeted,
+        attack=settings.registered(name), victim=model.name, weights=model.weights, stage=settings.stage,
+        norm=threat_norm(settings.registered(name), settings.norm), eps=str(eps or "inf"), targeted=settings.targeted,
         options=fingerprint({**depends, "device": crafter.device.type}), clips=fit_clips.fingerprint(), tensors={},
     )  # fmt: skip
     path = folder / "fitted" / model.name / f"{name}_{eps or 'inf'}_{fingerprint(vars(entry))}.pt".replace(" ", "")

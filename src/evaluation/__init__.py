@@ -1,6 +1,6 @@
 """Evaluation of attacks: craft adversarial clips, judge them on any model, and sum up the rows."""
 
-from src.evaluation import summary
+from src.evaluation import summary, worst_case
 from src.evaluation.craft import CraftedClip, Crafter, threat_norm, with_options
 from src.evaluation.judge import ATTACK_FIELDS, ATTACK_KEY, Judge
 from src.evaluation.settings import AttackSettings
@@ -15,4 +15,5 @@ __all__ = [
     "summary",
     "threat_norm",
     "with_options",
+    "worst_case",
 ]

@@ -91,3 +91,20 @@ def per_class(counts: Tensor, classes: Sequence[object]) -> list[dict[str, Any]]
             }
         )
     return rows
+
+
+def r1(benign: float, adversarial: Sequence[float]) -> float:
+    """The R1 score of a defense (Chen et al. 2022): the harmonic mean of the accuracy on benign clips and the mean
+    accuracy under several attacks, 0 where both are 0.
+
+    Args:
+        benign: accuracy, as a share or in percent; R1 has its unit.
+        adversarial: accuracy under each attack.
+
+    >>> r1(0.5, [0.25, 0.75])
+    0.5
+    """
+    if not adversarial:
+        raise ValueError("R1 needs the accuracy under at least one attack")
+    under_attack = sum(adversarial) / len(adversarial)
+    return 2 * benign * under_attack / (benign + under_attack) if benign + under_attack else 0.0

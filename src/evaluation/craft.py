@@ -21,6 +21,7 @@ from src.budget import Budget
 from src.datasets.store import FULL_SCALE, Clips, to_int16
 from src.evaluation.call_counter import CallCounter
 from src.evaluation.masks import sample_mask
+from src.evaluation.passing import Gradient, gradient_of, own_options
 from src.evaluation.predict import predicted_labels
 from src.evaluation.settings import AttackSettings
 from src.evaluation.through_audio import ThroughAudio
@@ -53,14 +54,14 @@ def with_options(
     name: str, options: Mapping[str, Any], sample_rate: int, fitted: Mapping[str, Tensor] | None = None
 ) -> Callable[..., Tensor]:
     """An attack with its config keys set, and the sample rate (Hz) where it needs one. The config keys of a fitted
-    attack are those of its `fit`, whose result it takes as `fitted`.
+    attack are those of its `fit`, whose result it takes as `fitted`. How it passes defenses is for the model to say.
 
     Raises:
         ValueError: a fitted attack without its fit.
     """
     supplied = {"sample_rate": sample_rate} if spec_of(name).needs_sample_rate else {}
     if not spec_of(name).fitted:
-        return functools.partial(ATTACKS[name], **options, **supplied)
+        return functools.partial(ATTACKS[name], **own_options(options), **supplied)
     if fitted is None:
         raise ValueError(f"{name} is fitted to training clips before it attacks others; fit it first")
     return functools.partial(ATTACKS[name], fitted=fitted, **supplied)
@@ -107,13 +108,31 @@ class Crafter:
     def streams(self, ids: tuple[str, ...], purpose: str) -> RandomStreams:
         return RandomStreams(self.settings.seed, ids, purpose)
 
-    def attacked_model(self, ids: tuple[str, ...], x: Tensor, valid: Tensor) -> Model:
+    def undefended_tail(self) -> Chain | None:
+        """The fast copy without the defenses that an attack has to pass; None where there are none to pass, or where
+        the attacked representation is itself that of a defense."""
+        if not any(stage in self.victim.defenses for stage in self.tail.stages):
+            return None
+        undefended, stage = self.victim.undefended(), self.settings.stage
+        return undefended.frozen().split(stage)[1] if stage in undefended.representations else None
+
+    def attacked_model(
+        self, ids: tuple[str, ...], x: Tensor, valid: Tensor, gradient: Gradient = "substitute"
+    ) -> Model:
         """What an attack gets to see of these clips: the fast copy, through BPDA and EOT where a stage needs it.
-        Without them a randomized stage is drawn once per call, from the streams of the clips, so that runs repeat."""
-        chain = with_lengths(self.frozen_tail, valid, self.head)
+        Without them a randomized stage is drawn once per call, from the streams of the clips, so that runs repeat.
+
+        Args:
+            gradient: how the attack passes the defenses. A model without any is undefended itself.
+        """
+        tail = self.frozen_tail
+        if gradient == "undefended":
+            tail = self.undefended_tail() or tail
+        chain = with_lengths(tail, valid, self.head)
         model: Model = chain
         if self.settings.adaptive:
-            model = adaptive(chain, rng=self.streams(ids, "eot"), draws=self.settings.eot_draws)
+            identity = gradient == "identity"
+            model = adaptive(chain, rng=self.streams(ids, "eot"), draws=self.settings.eot_draws, identity=identity)
         elif is_randomized(chain):
             model = Eot(chain, 1, self.streams(ids, "eot")).eval()
         return self.through(model, ids, x, valid)
@@ -134,7 +153,7 @@ class Crafter:
         """The threat model at the representation z of the clips x; `eps` None for a minimum-norm attack."""
         allowed = self._allowed(x, valid)
         mask = None if allowed is None else self.head.mask(allowed)
-        norm = threat_norm(name, self.settings.norm)
+        norm = threat_norm(self.settings.registered(name), self.settings.norm)
         budget = eps.eps(z, norm, mask) if eps else float("inf")
         return ThreatModel(norm, budget, self.bounds, mask, self.grid).floored()
 
@@ -154,11 +173,13 @@ class Crafter:
         """
         parts = [self.load(clips.select(part)) for part in _batches(len(clips), self.settings.batch_size)]
         x, valid, y, z = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        supplied = {"sample_rate": self.victim.sample_rate} if spec_of(name).needs_sample_rate else {}
-        return registered_attack(name).fit(
-            self.attacked_model(clips.ids, x, valid), z, self.targets(y, clips.ids) if self.settings.targeted else y,
-            self.threat(x, z, valid, name, eps), rng=self.streams(clips.ids, f"fit {name}"),
-            targeted=self.settings.targeted, **options, **supplied,
+        registered = self.settings.registered(name)
+        supplied = {"sample_rate": self.victim.sample_rate} if spec_of(registered).needs_sample_rate else {}
+        return registered_attack(registered).fit(
+            self.attacked_model(clips.ids, x, valid, gradient_of(options)), z,
+            self.targets(y, clips.ids) if self.settings.targeted else y,
+            self.threat(x, z, valid, name, eps), rng=self.streams(clips.ids, f"fit {registered}"),
+            targeted=self.settings.targeted, **own_options(options), **supplied,
         )  # fmt: skip
 
     def craft(
@@ -172,16 +193,17 @@ class Crafter:
         """Attack every clip; yields in their order.
 
         Args:
+            name: of an attack or a variant; variants share the random numbers of their attack.
             options: config keys of the attack.
             eps: the budget; None for minimum-norm attacks.
             fitted: what `fit` returned, for a fitted attack.
         """
-        function = with_options(name, options, self.victim.sample_rate, fitted)
+        function = with_options(self.settings.registered(name), options, self.victim.sample_rate, fitted)
         for part in _batches(len(clips), self.settings.batch_size):
-            yield from self._craft_batch(clips.select(part), name, function, eps)
+            yield from self._craft_batch(clips.select(part), name, function, gradient_of(options), eps)
 
     def _craft_batch(
-        self, clips: Clips, name: str, function: Callable[..., Tensor], eps: Budget | None
+        self, clips: Clips, name: str, function: Callable[..., Tensor], gradient: Gradient, eps: Budget | None
     ) -> Iterator[CraftedClip]:
         targeted, ids = self.settings.targeted, clips.ids
         x, valid, y, z = self.load(clips)
@@ -190,11 +212,11 @@ class Crafter:
         target = self.targets(y, ids)
         # A clip that is already wrong needs no attack, unless it shall become something particular.
         todo = torch.arange(len(y), device=y.device) if targeted else (clean == y).nonzero().flatten()
-        counter = CallCounter.start(narrow(self.attacked_model(ids, x, valid), todo), len(todo))
+        counter = CallCounter.start(narrow(self.attacked_model(ids, x, valid, gradient), todo), len(todo))
         start = self._clock()
         x_adv = function(
             counter, z[todo], (target if targeted else y)[todo], threat.select(todo),
-            rng=self.streams(ids, name).select(todo), targeted=targeted,
+            rng=self.streams(ids, self.settings.registered(name)).select(todo), targeted=targeted,
         )  # fmt: skip
         seconds = (self._clock() - start) / max(1, len(todo))
         z_adv = z.clone()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from src.attacks.core import spec_of
+from src.attacks.spec import AttackSpec
 from src.budget import Budget, Eps
 from src.datasets.store import FULL_SCALE
 from src.registry import ATTACKS, Count, Listed, Natural, Positive
@@ -17,7 +19,7 @@ LSB = 1 / FULL_SCALE
 RULES = 2
 """Raised whenever the same settings give other rows, because an attack or the judge has changed: rows and stores of
 crafted clips from before are then set aside."""
-NOT_IN_ROWS = ("names", "eps", "batch_size", "checks")
+NOT_IN_ROWS = ("names", "eps", "batch_size", "checks", "variants")
 """Keys that rows do not depend on, or that are columns of the rows."""
 FIT_KEYS = ("fit_split", "fit_clips")
 """Keys that rows depend on only where a fitted attack runs."""
@@ -48,6 +50,9 @@ class AttackSettings:
         fit_split: split of the clips that fitted attacks such as universal learn from.
         fit_clips: largest number of these clips, drawn with the seed of the data.
         checks: clips on which every attack is checked for signs of failure; 0 for none.
+
+    Attributes:
+        variants: names of attacks with options of their own, beside the registered ones -> the attack.
     """
 
     names: Listed[ATTACKS.Name] = ("standard", "cw")  # type: ignore[name-defined]
@@ -67,9 +72,10 @@ class AttackSettings:
     fit_split: Literal["train", "validation"] = "train"
     fit_clips: Count = 500
     checks: Natural = 16
+    variants: Mapping[str, str] = field(default_factory=dict, kw_only=False)  # hence no key: sub-sections define it
 
     def __post_init__(self) -> None:
-        for spec in map(spec_of, self.names):
+        for spec in map(self.spec, self.names):
             norm = self.norm if spec.has_budget else spec.norms[0]
             spec.check(norm, self.targeted, self.stage == WAVEFORM)
             if spec.fitted and self.targeted:
@@ -85,13 +91,26 @@ class AttackSettings:
         if self.norm in ("l1", "l0") and any(eps.is_snr for eps in self.eps):
             raise ValueError(f"an eps in dB needs the norm linf or l2, not {self.norm}")
 
+    def registered(self, name: str) -> str:
+        """The attack that a name stands for: of a variant, the one that it is a variant of."""
+        return self.variants.get(name, name)
+
+    def spec(self, name: str) -> AttackSpec:
+        """The specification of an attack or a variant.
+
+        Raises:
+            ValueError: there is none of this name; lists the choices.
+        """
+        return spec_of(self.registered(name))
+
     @property
     def fitted_names(self) -> tuple[str, ...]:
         """The attacks that are fitted before they run."""
-        return tuple(name for name in self.names if spec_of(name).fitted)
+        return tuple(name for name in self.names if self.spec(name).fitted)
 
     def identity(self) -> dict[str, Any]:
         """Everything that a row depends on and that is not one of its columns, as plain values."""
         unused = () if self.fitted_names else FIT_KEYS
         values = {key: value for key, value in vars(self).items() if key not in (*NOT_IN_ROWS, *unused)}
-        return {**values, "rules": RULES}
+        # The names count only where there are variants, so that these rows and those of other runs keep their identity.
+        return {**values, "rules": RULES, **({"variants": dict(self.variants)} if self.variants else {})}

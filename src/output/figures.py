@@ -78,6 +78,7 @@ def security(
     x_label: str,
     falling: bool,
     controls: Collection[str] = (),
+    bold: Collection[str] = (),
 ) -> None:
     """Accuracy against budget with 95 % bands, a color per model and a line style per attack, random controls dotted.
 
@@ -85,14 +86,16 @@ def security(
         points: with model, attack, eps, accuracy, low and high, in the order of eps.
         falling: whether the budget grows to the left (an SNR).
         controls: the attacks that are controls.
+        bold: what stands out, the worst case of several attacks.
     """
     models = list(dict.fromkeys(point["model"] for point in points))
-    attacks = [a for a in dict.fromkeys(point["attack"] for point in points) if a not in controls]
+    attacks = [a for a in dict.fromkeys(point["attack"] for point in points) if a not in controls and a not in bold]
     figure, axes = plt.subplots(figsize=(7.5, 4.6))
     for model, attack in dict.fromkeys((point["model"], point["attack"]) for point in points):
         points_of_curve = [point for point in points if (point["model"], point["attack"]) == (model, attack)]
         color = f"C{models.index(model) % 10}"
-        style = (0, (1, 1.5)) if attack not in attacks else ("-", "--", "-.")[attacks.index(attack) % 3]
+        style = ("-", "--", "-.")[attacks.index(attack) % 3] if attack in attacks else (0, (1, 1.5))
+        style, width = ("-", 3) if attack in bold else (style, None)
         eps = [point["eps"] for point in points_of_curve]
         marker = "." if len(points_of_curve) < 15 else None
         axes.plot(
@@ -100,6 +103,7 @@ def security(
             [p["accuracy"] for p in points_of_curve],
             color=color,
             ls=style,
+            lw=width,
             marker=marker,
             label=f"{model}, {attack}",
         )

@@ -39,11 +39,12 @@ class Bpda(Stage):
 
     Args:
         stage: one that has no useful gradient.
+        identity: the identity instead of the stage's own substitute.
     """
 
-    def __init__(self, stage: Stage):
+    def __init__(self, stage: Stage, identity: bool = False):
         super().__init__(stage.name)
-        self.stage = stage
+        self.stage, self.identity = stage, identity
         self.bounds, self.lipschitz, self.randomized = stage.bounds, stage.lipschitz, stage.randomized
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ class Bpda(Stage):
             value = exact(x.detach())
         if not (torch.is_grad_enabled() and x.requires_grad):
             return value
-        smooth = self.stage.substitute(x, value)
+        smooth = Stage.substitute(self.stage, x, value) if self.identity else self.stage.substitute(x, value)
         if smooth.shape != value.shape:
             raise ValueError(
                 f"the stage '{self.name}' needs a substitute of its own: its output has another shape than its input"
@@ -109,19 +110,20 @@ def is_randomized(chain: Chain) -> bool:
     return any(stage.randomized for stage in chain.stages)
 
 
-def adaptive(chain: Chain, *, rng: RandomStreams | None = None, draws: int = 10) -> Chain | Eot:
+def adaptive(chain: Chain, *, rng: RandomStreams | None = None, draws: int = 10, identity: bool = False) -> Chain | Eot:
     """The model under attack by someone who knows the defense: BPDA on every stage that is not differentiable, EOT when
     any is randomized. A chain that needs neither is returned itself.
 
     Args:
         rng: streams of the examples, needed by EOT.
         draws: of EOT, per call.
+        identity: BPDA with the identity, whatever substitute a stage has.
 
     Raises:
         ValueError: a randomized stage and no rng.
     """
     if any(not stage.differentiable for stage in chain.stages):
-        stages: list[Stage] = [stage if stage.differentiable else Bpda(stage) for stage in chain.stages]  # type: ignore[arg-type, misc]
+        stages: list[Stage] = [stage if stage.differentiable else Bpda(stage, identity) for stage in chain.stages]  # type: ignore[arg-type, misc]
         wrapped = Chain(stages, chain.classifier).train(chain.training)
         chain = WithLengths(wrapped, chain.valid) if isinstance(chain, WithLengths) else wrapped
     if not is_randomized(chain):

@@ -7,11 +7,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from src.random_streams import RandomStreams
 
 WAVEFORM = "waveform"
 """The name of the input itself: float32 [batch, time] in [-1, 1]."""
+
+
+def replicated(x: Tensor, length: int) -> Tensor:
+    """x with another length of its last axis, each value the mean of the interval of x that it stands for, so that the
+    gradient of a value is replicated over its interval (Replicate-W and Replicate-F of the speaker-recognition study).
+
+    >>> replicated(Tensor([[1, 3, 5, 7]]), 2)
+    tensor([[2., 6.]])
+    """
+    return F.adaptive_avg_pool1d(x.reshape(len(x), -1, x.shape[-1]), length).view(*x.shape[:-1], length)
 
 
 class Stage(nn.Module):
@@ -44,12 +55,12 @@ class Stage(nn.Module):
 
     def substitute(self, x: Tensor, value: Tensor) -> Tensor:
         """A differentiable function of x, of the output's shape, whose gradient stands for that of a stage that is not
-        differentiable (BPDA); the identity unless the stage knows better.
+        differentiable (BPDA); unless the stage knows better, the identity, or `replicated` where the length changes.
 
         Args:
             value: the stage's exact output at x, without gradient.
         """
-        return x
+        return x if x.shape == value.shape else replicated(x, value.shape[-1])
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
         """An input near x whose output is near y."""

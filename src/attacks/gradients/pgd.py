@@ -25,7 +25,14 @@ def check_restarts(options: Mapping[str, Any]) -> None:
         raise ValueError("restarts need random_start = yes: from the same start every run gives the same result")
 
 
-@attack("pgd", kind="budget", norms=("linf", "l2", "l1"), access="gradients", check_options=check_restarts)
+def check(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for useless restarts, and for a confidence that is not in units of the loss."""
+    check_restarts(options)
+    if options["confidence"] and options["loss"] != "margin":
+        raise ValueError(f"confidence is a margin between logits: it needs loss = margin, not {options['loss']}")
+
+
+@attack("pgd", kind="budget", norms=("linf", "l2", "l1"), access="gradients", check_options=check)
 def pgd(
     model: Model,
     x: Tensor,
@@ -41,9 +48,11 @@ def pgd(
     momentum: Fraction = 0.0,
     loss: LossName = "cross_entropy",
     early_exit: bool = True,
+    confidence: NonNegative = 0.0,
     sparsity: Fraction = 0.01,
 ) -> Tensor:
-    """Repeated gradient steps, each projected onto the ball; returns the best iterate of all steps and restarts.
+    """Repeated gradient steps, each projected onto the ball; returns the best iterate of all steps and restarts. With
+    the margin loss it is CW-Linf of the speaker-recognition study.
 
     Args:
         steps: gradient steps per restart.
@@ -53,14 +62,16 @@ def pgd(
         momentum: weight of the previous direction.
         loss: objective that the steps maximize.
         early_exit: an example stops at its first success; otherwise its loss is maximized to the end.
+        confidence: margin at which early_exit lets an example stop (kappa); where it is not reached, the best iterate
+            is returned.
         sparsity: share of the entries that one l1 step changes.
     """
     threat, best = replace(threat, eps=finite_budgets(threat, x)), Best.of(x)
     for _ in range(restarts):
         climb(
             ActiveBatch(model, x, y, threat, rng, targeted, best), y, steps=steps, step=step,
-            random_start=random_start, momentum=momentum, early_exit=early_exit, sparsity=sparsity,
-            objective=lambda logits, y, _: LOSSES[loss](logits, y, targeted),
+            random_start=random_start, momentum=momentum, early_exit=early_exit, confidence=confidence,
+            sparsity=sparsity, objective=lambda logits, y, _: LOSSES[loss](logits, y, targeted),
         )  # fmt: skip
     return best.x
 
@@ -75,6 +86,7 @@ def climb(
     random_start: bool = False,
     momentum: float = 0.0,
     early_exit: bool = True,
+    confidence: float = 0.0,
     sparsity: float = 0.01,
 ) -> None:
     """One run of PGD, with `early_exit` only on the examples without a success; updates the best of the batch.
@@ -86,8 +98,13 @@ def climb(
 
     The other arguments are those of `pgd`.
     """
+    first = early_exit and not confidence
+
+    def active() -> Tensor:
+        return ~(batch.best.success & (batch.best.value > confidence) if confidence else batch.best.success)
+
     if early_exit:
-        (target,) = batch.keep(~batch.best.success, target)
+        (target,) = batch.keep(active(), target)
         if not len(batch):
             return
     eps = column(batch.threat.budgets(batch.x), batch.x)
@@ -95,11 +112,9 @@ def climb(
     box = batch.threat.box(batch.x) if batch.threat.norm == "linf" else None
     velocity = torch.zeros_like(x_adv) if momentum else None
     for iteration in range(steps):
-        grad = batch.gradient_of(x_adv, target, objective, first=early_exit)
+        grad = batch.gradient_of(x_adv, target, objective, first=first)
         if early_exit and iteration % check_interval(x_adv) == 0:
-            x_adv, grad, eps, target, box, velocity = batch.keep(
-                ~batch.best.success, x_adv, grad, eps, target, box, velocity
-            )
+            x_adv, grad, eps, target, box, velocity = batch.keep(active(), x_adv, grad, eps, target, box, velocity)
             if not len(batch):
                 return
         if velocity is not None:
@@ -114,7 +129,7 @@ def climb(
             x_adv = ball.project(x_adv.addcmul_(direction, step_size), batch.x)
     logits = batch.model(x_adv)
     success = succeeds(batch.model, x_adv, logits, batch.y, batch.targeted)
-    batch.best.update(x_adv, objective(logits, batch.y, target), success, early_exit)
+    batch.best.update(x_adv, objective(logits, batch.y, target), success, first)
     batch.finish()
 
 

@@ -10,6 +10,7 @@ increase the L2 norm. The descents start from the result of a short search for t
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import Best, attack, check_interval, gradient
 from src.attacks.minimum_norm.ddn import nearest
+from src.attacks.minimum_norm.published_cw import published
 from src.attacks.minimum_norm.search import SLACK, Search
 from src.attacks.model import Model, confirmed
 from src.losses import margin
@@ -48,6 +50,7 @@ def cw(
     confidence: NonNegative = 0.0,
     candidates: Count = 3,
     abort_early: bool = True,
+    schedule: Literal["scaled", "published"] = "scaled",
 ) -> Tensor:
     """Smallest l2 perturbation that changes the decision, by penalty and binary search.
 
@@ -60,7 +63,15 @@ def cw(
         candidates: most likely other classes that a few gradient steps each compare; the nearest becomes the target. 1
             maximizes the margin over all classes, as published.
         abort_early: an example stops when a tenth of the steps lowers its objective by less than 1 %.
+        schedule: scaled: as above. published: absolute c and learning_rate, Adam on tanh, bisection of c, no
+            candidates; CW2 of the speaker-recognition study has steps = 10000, search_steps = 9, learning_rate = 0.01
+            and initial_c = 0.001.
     """
+    if schedule == "published":
+        return published(
+            model, x, y, threat, rng, targeted, search_steps=search_steps, steps=steps, learning_rate=learning_rate,
+            initial_c=initial_c, confidence=confidence, abort_early=abort_early,
+        )  # fmt: skip
     best = Best.of(x)
     if candidates > 1 and not targeted:
         grad, value, _ = gradient(model, x, lambda logits: margin(logits, y, False))

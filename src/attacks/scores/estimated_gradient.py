@@ -13,6 +13,8 @@ from src.threat import column
 
 Draw = Callable[[RandomStreams, Tensor], Tensor]
 """Random directions shaped as the tensor."""
+Score = Callable[[Tensor], Tensor]
+"""Value to maximize at inputs [batch, ...], [batch]; one query per example."""
 Tensors = tuple[Tensor, ...]
 Rule = Callable[[ActiveBatch, int, Tensor, Tensor, Tensors], tuple[Tensor, Tensors]]
 """(batch, iteration, gradient, level, state) -> (step [batch, ...], state); gradient and level as from `estimate`."""
@@ -43,18 +45,24 @@ def follow(
     return batch.finish()
 
 
-def estimate(batch: ActiveBatch, x_adv: Tensor, draw: Draw, size: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+def estimate(
+    batch: ActiveBatch, x_adv: Tensor, draw: Draw, size: Tensor, pairs: int, score: Score | None = None
+) -> tuple[Tensor, Tensor]:
     """Gradient of the margin estimated from antithetic pairs of probes, by 2 * pairs queries per example.
+
+    Args:
+        score: another value than the margin.
 
     Returns:
         (gradient up to a positive factor, [batch, ...]; mean margin of the probes, [batch]).
     """
+    score = score or (lambda x: batch.score(x, enter=False))
     total = torch.zeros_like(x_adv)
     level = x_adv.new_zeros(len(x_adv))
     for _ in range(pairs):
         step = batch.threat.masked(draw(batch.rng, x_adv)) * column(size, x_adv)
-        up = batch.score(batch.threat.clip(x_adv + step, batch.x), enter=False)
-        down = batch.score(batch.threat.clip(x_adv - step, batch.x), enter=False)
+        up = score(batch.threat.clip(x_adv + step, batch.x))
+        down = score(batch.threat.clip(x_adv - step, batch.x))
         # Two infinite scores carry no information about the direction.
         total += step * column((up - down).nan_to_num(0.0), x_adv)
         level += (up + down) / (2 * pairs)
