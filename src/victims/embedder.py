@@ -7,6 +7,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+NOBODY = "nobody"
+"""The class of a recognizer that stands for every speaker it does not know."""
+
 
 @runtime_checkable
 class Embedder(Protocol):
