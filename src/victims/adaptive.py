@@ -45,6 +45,7 @@ class Bpda(Stage):
         super().__init__(stage.name)
         self.stage = stage
         self.bounds, self.lipschitz, self.randomized = stage.bounds, stage.lipschitz, stage.randomized
+        self.uses_mask = stage.uses_mask
 
     def forward(self, x: Tensor) -> Tensor:
         return self._with_gradient(x, self.stage)
@@ -69,6 +70,12 @@ class Bpda(Stage):
 
     def mask(self, valid: Tensor) -> Tensor:
         return self.stage.mask(valid)
+
+    def valid_output(self, valid: Tensor) -> Tensor:
+        return self.stage.valid_output(valid)
+
+    def with_valid(self, valid: Tensor) -> Bpda:
+        return Bpda(self.stage.with_valid(valid)) if self.uses_mask else self
 
 
 def once(chain: Chain, x: Tensor, rng: RandomStreams) -> Tensor:
