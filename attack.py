@@ -25,10 +25,11 @@ def main(config: Config, args: argparse.Namespace) -> None:
     processes. With --judge the clips made against every model are scored on other models too, without gradients.
     """
     everything = store.load(config.data.data_dir, "test")
+    models = selection.models(config, args.model, everything)
+    everything = selection.known_clips(models, everything)
     order = selection.drawn(config, everything)
     clips = everything.select(order.sort().values)
     listened = frozenset(everything.ids[i] for i in order[: config.attack.wavs].tolist())
-    models = selection.models(config, args.model, clips)
     judges = judging.judges(config, args.judge or (), clips)
     with team() as members:
         device = choose_device(config.training.use_cuda)

@@ -24,9 +24,10 @@ def main(config: Config, args: argparse.Namespace) -> None:
     """
     settings, data_dir = config.certify, config.data.data_dir
     clips = store.load(data_dir, "test")
-    drawn = selection.drawn(config, clips).sort().values
     models = selection.models(config, args.model, clips)
     models = selection.usable(models, check_certifiable, args.model)
+    clips = selection.known_clips(models, clips)
+    drawn = selection.drawn(config, clips).sort().values
     for model in models:
         model.victim.split(settings.stage)  # refuses an unknown representation before any work
     n_samples, sample_rate = clips.n_samples, clips.sample_rate

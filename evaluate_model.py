@@ -32,8 +32,9 @@ def main(config: Config, args: argparse.Namespace) -> None:
     table = []
     for model in models:
         name, classes = model.name, model.victim.classes
-        labels = clips.relabeled(classes).labels
-        logits = logits_of(model.victim, clips, device=device, seed=config.data.seed, title=name)
+        known = selection.known_clips([model], clips).relabeled(classes)
+        labels = known.labels
+        logits = logits_of(model.victim, known, device=device, seed=config.data.seed, title=name)
         table.append({"model": name, **summarize(logits, labels)})
         counts = confusion(labels, logits.argmax(1), len(classes))
         title = f"{name}, {split}"
@@ -57,5 +58,5 @@ if __name__ == "__main__":
     cli.run(
         main,
         model={"action": "append", "metavar": "NAME", "help": "a model in model_dir; may be repeated (default: all)"},
-        split={"default": "test", "metavar": "SPLIT", "help": "train, validation or test (default: test)"},
+        split={"default": "test", "metavar": "SPLIT", "help": "a split of the prepared data (default: test)"},
     )

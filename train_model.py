@@ -29,6 +29,9 @@ def main(config: Config, args: argparse.Namespace) -> None:
     """
     settings = config.training
     train, valid = (store.load(config.data.data_dir, split) for split in ("train", "validation"))
+    # In a store with roles the classes of a network are the speakers it is trained on, not those to be enrolled.
+    classes = train.present
+    train, valid = train.relabeled(classes), valid.relabeled(classes)
     noise = None
     if settings.noise and settings.noise_dir:
         noise = load_noise(Path(settings.noise_dir).expanduser(), train.sample_rate, train.n_samples)
@@ -45,7 +48,7 @@ def main(config: Config, args: argparse.Namespace) -> None:
             front_end=front_end,
             model_options=config.component("MODEL", model),
             front_end_options=config.component("FRONTEND", front_end),
-            classes=train.classes,
+            classes=classes,
             sample_rate=train.sample_rate,
             n_samples=train.n_samples,
             defenses=defenses,

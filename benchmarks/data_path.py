@@ -112,7 +112,7 @@ def measure(front_end: str, files: Path, store: Path, repeats: int) -> list[dict
         return Source(load(store, "train"), head, torch.device("cpu"), changing)
 
     def ours(source: Source) -> Batches:
-        return ((source(index), clips.labels[index]) for index in order)
+        return ((source(index)[0], clips.labels[index]) for index in order)
 
     def by_librosa() -> Batches:
         for index in order:

@@ -160,7 +160,7 @@ def certify(
     keys = [key for key in keys_of(CertifySettings) if key.name not in ("noise", *ATTACKING)]
     certify_settings = CertifySettings(**validated(keys, values, "setting of [CERTIFY]"))
     for name, tensor in ({"x": x} | ({} if valid is None else {"valid": valid})).items():
-        if tuple(tensor.shape) != (victim.n_samples,):
+        if tensor.dim() != 1 or (len(tensor) != victim.n_samples and not victim.uses_mask):
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, the model takes clips [{victim.n_samples}]")
     certifier = Certifier(*victim.frozen().split(stage), certify_settings, victim.sample_rate)
     return certifier(x, "clip", sigma, valid)

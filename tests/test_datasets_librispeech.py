@@ -12,9 +12,11 @@ import pytest
 import soundfile
 
 from src.datasets.prepare import KEYWORDS, DataSettings, prepare
+from src.datasets.roles import seeded_roles
 from src.datasets.source import Corpus
-from src.datasets.store import load
+from src.datasets.store import ROLES, SPLITS, load
 from src.registry import DATASETS
+from tests.conftest import ROOT
 
 RATE = 8000
 SPEAKERS = ("84", "118", "1088")
@@ -138,3 +140,116 @@ def test_shared_speakers(shared: Path) -> None:
     corpus = plan(root, splits_dir=str(root / "splits"))
     assert len(corpus.classes) == 10
     assert Counter(r.split for r in corpus.recordings) == {"train": 200, "validation": 40, "test": 60}
+
+
+def with_roles(tmp_path: Path) -> Path:
+    """Lists in which 84 is the background, 118 is enrolled and 1088 an imposter of the test."""
+    folder = tmp_path / "roles"
+    folder.mkdir()
+    for title, (speakers, takes) in {
+        "training": (("84",), range(8)),
+        "validation": (("84",), range(8, 10)),
+        "enrollment": (("118",), range(3)),
+        "calibration": (("118",), range(3, 5)),
+        "testing": (("118", "1088"), range(5, 8)),
+    }.items():
+        lines = [f"{speaker}-7-{i:04d}.flac" for speaker in speakers for i in takes]
+        (folder / f"{title}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_lists_of_roles_are_splits_of_one_store(subset: Path, tmp_path: Path) -> None:
+    lists = with_roles(tmp_path)
+    corpus = plan(subset, splits_dir=str(lists), crops=3)
+    assert corpus.splits == ROLES
+    assert corpus.classes == SPEAKERS
+    expected = {("train", "84"): 24, ("validation", "84"): 2, ("enrollment", "118"): 3, ("calibration", "118"): 2,
+                ("test", "118"): 3, ("test", "1088"): 3}  # fmt: skip
+    assert Counter((r.split, r.speaker) for r in corpus.recordings) == expected
+    # Without the two further lists the store has the usual splits, with one of them the other is missed.
+    for title in ("enrollment", "calibration"):
+        (lists / f"{title}.txt").rename(tmp_path / f"{title}.txt")
+    assert plan(subset, splits_dir=str(lists)).splits == SPLITS
+    (tmp_path / "enrollment.txt").rename(lists / "enrollment.txt")
+    with pytest.raises(FileNotFoundError, match=r"calibration\.txt"):
+        plan(subset, splits_dir=str(lists))
+
+
+def test_only_listed_speakers_are_classes(subset: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "splits").iterdir():
+        path.write_text("".join(line for line in path.read_text().splitlines(True) if "1088-" not in line))
+    assert plan(subset, splits_dir=str(tmp_path / "splits")).classes == ("84", "118")
+
+
+def test_seeded_roles() -> None:
+    speakers = {f"{who}/{i}": who for who in "abcdefghij" for i in range(20)}
+    splits = seeded_roles(speakers, 3, 3, 0.1, 0.3, 0)
+    assert splits.keys() == speakers.keys()
+    counts = Counter((splits[clip], who) for clip, who in speakers.items())
+    of = {split: {who for s, who in counts if s == split} for split in ROLES}
+    assert of["train"] == of["validation"]
+    assert len(of["train"]) == 4
+    assert len(of["enrollment"]) == 3
+    assert of["enrollment"] < of["calibration"]
+    assert of["enrollment"] < of["test"]
+    imposters = {split: of[split] - of["enrollment"] for split in ("calibration", "test")}
+    assert [len(who) for who in imposters.values()] == [1, 2]
+    assert not imposters["calibration"] & imposters["test"]
+    assert not of["train"] & (of["calibration"] | of["test"])
+    for who in of["enrollment"]:
+        assert [counts[split, who] for split in ("enrollment", "calibration", "test")] == [12, 2, 6]
+    assert all(counts["train", who] == 18 for who in of["train"])
+    assert seeded_roles(speakers, 3, 3, 0.1, 0.3, 1) != splits
+    # An imposter's utterances are all trials.
+    assert all(counts[split, who] == 20 for split, names in imposters.items() for who in names)
+    with pytest.raises(ValueError, match="3 enrolled speakers and 7 imposters leave none of the 10"):
+        seeded_roles(speakers, 3, 7, 0.1, 0.3, 0)
+
+
+def test_options_of_roles_that_contradict_each_other() -> None:
+    with pytest.raises(ValueError, match="imposters need enrolled"):
+        DATASETS.check_options("librispeech", {"imposters": 2})
+    with pytest.raises(ValueError, match="set one of the two"):
+        DATASETS.check_options("librispeech", {"enrolled": 2, "splits_dir": "lists"})
+
+
+def test_several_folders_side_by_side(subset: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "LibriSpeech"
+    (other / "train").mkdir(parents=True)
+    shutil.move(subset / "1088", other / "train" / "1088")
+    shutil.copy(subset.parent / "SPEAKERS.TXT", other)
+    both = (subset.parents[1], other.parent)
+    corpus = plan(both, enrolled=1, imposters=1, test=0.3, crops=2)  # type: ignore[arg-type]
+    assert corpus.classes == SPEAKERS
+    data = DataSettings(source="librispeech", data_dir=tmp_path / "store", sample_rate=RATE, seconds=0.1)
+    options = {"source_dir": both, "splits_dir": str(with_roles(tmp_path)), "crops": 2}
+    prepare(data, options)
+    assert len(load(tmp_path / "store", "train")) == 16
+    assert load(tmp_path / "store", "test").present == ("118", "1088")
+    assert prepare(data, options)[1] is False
+    shutil.copytree(other / "train" / "1088", subset / "1088")
+    shutil.copytree(subset, other / "dev-clean")
+    with pytest.raises(ValueError, match=r"other: holds LibriSpeech/dev-clean/1088/.*\.flac, and so does .*data"):
+        plan(both)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        plan((subset, tmp_path / "nowhere"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="stands alone"):
+        plan((subset, other / "SPEAKERS.TXT"))  # type: ignore[arg-type]
+
+
+def test_the_lists_of_the_study(shared: Path) -> None:
+    lists = ROOT / "experiments/subsets/librispeech_speakers"
+    folders = (shared / "librispeech_mini", shared / "librispeech_background")
+    corpus = plan(folders, splits_dir=str(lists))  # type: ignore[arg-type]
+    counts = Counter(r.split for r in corpus.recordings)
+    assert counts == {"train": 210, "validation": 30, "enrollment": 100, "calibration": 84, "test": 100}
+    of = {split: {r.speaker for r in corpus.recordings if r.split == split} for split in ROLES}
+    assert of["train"] == of["validation"]
+    assert len(of["train"]) == len(of["enrollment"]) == 10
+    assert len(corpus.classes) == 24
+    background = (shared / "librispeech_background/splits/background.txt").read_text().split()
+    assert of["train"] == {Path(line).name.split("-")[0] for line in background}
+    assert not of["train"] & (of["enrollment"] | of["calibration"] | of["test"])
+    imposters = {split: of[split] - of["enrollment"] for split in ("calibration", "test")}
+    assert [len(who) for who in imposters.values()] == [2, 2]
+    assert not imposters["calibration"] & imposters["test"]

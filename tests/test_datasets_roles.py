@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+import torch
 
 from src.datasets import store
 from src.datasets.prepare import DataSettings, prepare
@@ -18,6 +20,7 @@ from src.registry import DATASETS
 from src.victims import checkpoint
 from tests.conftest import WORDS, call, rows
 
+RATE = 16000
 ROLES = ("background", "enrolment", "imposter", "test")
 
 
@@ -146,3 +149,96 @@ def test_labels_in_the_order_of_a_model(clips: store.Clips) -> None:
     assert clips.relabeled(WORDS) is clips
     with pytest.raises(ValueError, match=r"does not know the class 'no' \(its classes: yes, up, down\)"):
         clips.relabeled(("yes", "up", "down"))
+
+
+def spoken_by(names: tuple[str, ...], speakers: tuple[str, ...] | None = None) -> store.Clips:
+    """One clip per name, of the classes ann, bob, eve."""
+    labels = torch.tensor([("ann", "bob", "eve").index(name) for name in names])
+    return store.Clips(
+        np.zeros((len(names), 4), np.int16), labels, torch.full((len(names),), 4), tuple(map(str, range(len(names)))),
+        ("ann", "bob", "eve"), RATE, tags={"speaker": speakers or names},
+    )  # fmt: skip
+
+
+def test_who_is_unknown_is_nobody() -> None:
+    clips = spoken_by(("eve", "ann", "bob", "ann"))
+    moved = clips.relabeled(("bob", "nobody", "ann"))
+    assert moved.labels.tolist() == [1, 2, 0, 2]
+    assert clips.known(("bob", "nobody")) is clips
+    with pytest.raises(ValueError, match="does not know the class 'eve'"):
+        clips.relabeled(("ann", "bob"))
+
+
+def test_a_class_without_clips_need_not_be_known() -> None:
+    clips = spoken_by(("ann", "ann"))
+    assert clips.present == ("ann",)
+    moved = clips.relabeled(("zoe", "ann"))
+    assert moved.labels.tolist() == [1, 1]
+    assert moved.classes == ("zoe", "ann")
+
+
+def test_clips_of_unknown_speakers_can_be_left_out() -> None:
+    clips = spoken_by(("eve", "ann", "bob", "ann"))
+    known = clips.known(("ann", "bob"))
+    assert known.ids == ("1", "2", "3")
+    assert known.relabeled(("ann", "bob")).labels.tolist() == [0, 1, 0]
+    assert clips.known(("ann", "bob", "eve", "zoe")) is clips
+    with pytest.raises(ValueError, match=r"knows none of the speakers of these clips \(its classes: zoe\)"):
+        clips.known(("zoe",))
+    # Words are no speakers: a model that lacks one of them is refused.
+    words = spoken_by(("eve", "ann"), ("one", "two"))
+    assert words.known(("ann",)) is words
+
+
+def speakers_config(tmp_path: Path) -> None:
+    """Three background speakers, two to enroll and two imposters, each of them a chord of their own."""
+    rng = np.random.default_rng(0)
+    t = np.arange(4000) / RATE
+    for number in range(1, 8):
+        for i in range(10):
+            path = tmp_path / f"raw/LibriSpeech/train/{number}/1/{number}-1-{i:04d}.flac"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            x = np.sin(2 * np.pi * 300 * number * t + rng.uniform(0, 6)) + 0.3 * rng.standard_normal(len(t))
+            soundfile.write(path, 0.1 * x, RATE, subtype="PCM_16")
+    (tmp_path / "config.ini").write_text(
+        "[DATA]\nsource = librispeech\ndata_dir = clips\nseconds = 0.25\nn_test = 8\n"
+        "[DATA.librispeech]\nsource_dir = raw\nenrolled = 2\nimposters = 2\nvalidation = 0.2\ntest = 0.4\n"
+        "[MODEL]\nnames = resnet\n[MODEL.resnet]\nwidths = 8, 16\n[TRAINING]\nepochs = 8\nbatch_size = 8\n"
+        "learning_rate = 0.01\n[ATTACK]\nnames = fgsm\neps = 0.001\nwavs = 0\nchecks = 0\n"
+        "[CERTIFY]\nsigma = 0.01\nn0 = 10\nn = 20\nattack_clips = 0\nattack_n = 100\nattack_steps = 1\n"
+    )
+
+
+def test_networks_learn_the_background_and_closed_sets_leave_imposters_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speakers_config(tmp_path)
+    assert call(tmp_path, monkeypatch, "prepare_dataset.py") == 0
+    splits = {role: store.load(tmp_path / "clips", role) for role in store.ROLES}
+    background, enrolled = splits["train"].present, splits["enrollment"].present
+    assert call(tmp_path, monkeypatch, "train_model.py") == 0
+    victim, facts = checkpoint.load(tmp_path / "data/models/resnet.pt")
+    assert victim.classes == background
+    assert facts["classes"] == list(background)
+    assert facts["validation_accuracy"] > 0.8
+    assert call(tmp_path, monkeypatch, "evaluate_model.py", "--split", "validation") == 0
+    # On trials of others such a network says nothing; it is refused where it was asked for, or nothing else is there.
+    capsys.readouterr()
+    for script in ("evaluate_model.py", "attack.py", "certify.py"):
+        assert call(tmp_path, monkeypatch, script) == 2
+        assert "knows none of the speakers" in capsys.readouterr().err.splitlines()[-1]
+    closed = checkpoint.build(
+        model="resnet", model_options={"widths": (8, 16)}, classes=enrolled, sample_rate=RATE, n_samples=4000
+    )
+    checkpoint.save(tmp_path / "data/models/zz.pt", closed.eval(), {})
+    kept = sum(splits["test"].classes[k] in enrolled for k in splits["test"].labels)
+    total = len(splits["test"])
+    assert 0 < kept < total
+    for script in ("evaluate_model.py", "attack.py", "certify.py"):
+        assert call(tmp_path, monkeypatch, script) == 0
+        said = capsys.readouterr().out
+        assert "left out: resnet: the model knows none" in said
+        assert f"left out: {total - kept} of {total} clips, of speakers that zz does not know" in said
+    results = tmp_path / "data/results"
+    assert rows(results / "evaluate/accuracy.test.csv")[0]["n"] == str(kept)
+    assert {row["id"].split("/")[2] for row in rows(results / "attack/rows.csv")} <= set(enrolled)

@@ -177,7 +177,7 @@ def test_padding_does_not_count(options: dict[str, str], clips) -> None:
     x, stage = features(clips), feco(**options)
     valid = torch.arange(101) < torch.tensor([101, 60, 31, 3, 101, 80, 10, 0])[:, None]
     padded = torch.where(valid[:, None], x, 1e3)
-    y, mask = stage.draw(padded, streams(8), valid[:, None]), stage.mask(valid[:, None])
+    y, mask = stage.with_valid(valid[:, None]).draw(padded, streams(8)), stage.mask(valid[:, None])
     assert mask.shape == (8, 1, 20)
     assert mask.sum((1, 2)).tolist() == [20, 12, 6, 1, 20, 16, 2, 0]
     for i, n in enumerate(valid.sum(1).tolist()):
@@ -248,7 +248,7 @@ def test_it_stands_at_every_representation_in_a_checkpoint(tmp_path: Path, clips
             checkpoint.save(tmp_path / "m.pt", defended, {})
             assert torch.equal(once(checkpoint.load(tmp_path / "m.pt")[0], x, streams(3)), logits)
             head, tail = defended.split("feco")
-            assert torch.equal(tail(head.features(x, streams(3))), logits)
+            assert torch.equal(tail(once(head, x, streams(3))), logits)
 
 
 class Fixed(nn.Module):

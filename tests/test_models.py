@@ -9,11 +9,14 @@ from torch.nn import functional as F
 
 from src.registry import MODELS
 from src.victims import checkpoint
+from src.victims.embedder import Embedder
 
 SHAPES = {
     "cnn": (128, 321), "bc_resnet": (40, 101), "tc_resnet8": (40, 101), "rescnn": (64, 160), "resnet": (40, 101),
+    "audionet": (32, 101), "xvector": (30, 101),
 }  # fmt: skip
-TINY = {"rescnn": {"width": 2}, "bc_resnet": {"width": 1}, "resnet": {"widths": (4, 8)}}
+TINY = {"rescnn": {"width": 2}, "bc_resnet": {"width": 1}, "resnet": {"widths": (4, 8)}, "xvector": {"width": 8}}
+EMBEDDERS = {"audionet": 32, "xvector": 8, "rescnn": 16, "resnet": 8, "cnn": 256}
 EVERY = sorted(SHAPES)
 
 
@@ -96,8 +99,9 @@ def test_frozen_victim_is_the_same_function(name: str) -> None:
     torch.testing.assert_close(frozen.frozen()(x), frozen(x), atol=1e-6, rtol=1e-5)
     norms = (nn.BatchNorm1d, nn.BatchNorm2d)
     remaining = sum(isinstance(module, norms) for module in frozen.modules())
-    # Sub-spectral norms have statistics per band, which no convolution can take in; all others are folded.
-    assert remaining == (12 if name == "bc_resnet" else 0)
+    # Sub-spectral norms have statistics per band, which no convolution can take in, and the x-vector network has its
+    # norms behind the ReLU; all others are folded.
+    assert remaining == {"bc_resnet": 12, "xvector": 5}.get(name, 0)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -138,8 +142,76 @@ def test_gradient_of_the_gradient_norm(name: str) -> None:
         ("resnet", (8, 8), "at least"),
         ("cnn", (16000,), "freq, time"),
         ("bc_resnet", (16000,), "freq, time"),
+        ("audionet", (16000,), "freq, time"),
+        ("xvector", (16000,), "freq, time"),
     ],
 )
 def test_unfit_features_are_refused(name: str, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MODELS[name](n_classes=4, shape=shape)
+
+
+def test_audionet_has_the_published_number_of_parameters() -> None:
+    assert n_parameters(MODELS["audionet"](n_classes=251, shape=(32, 300))) == 219_223
+
+
+def test_xvector_layers_are_the_published_ones() -> None:
+    model = MODELS["xvector"](n_classes=10, shape=(30, 300))
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv1d)]
+    assert [(m.kernel_size[0], m.dilation[0]) for m in layers] == [(5, 1), (5, 2), (7, 3), (1, 1), (1, 1)]
+    assert [m.out_channels for m in layers] == [512, 512, 512, 512, 1500]
+    assert (model.embedding.in_features, model.embedding.out_features) == (3000, 512)
+    assert all(m.weight is None for m in model.modules() if isinstance(m, nn.BatchNorm1d))
+    order = [type(m).__name__ for m in model.frames]
+    assert order == ["Conv1d", "ReLU", "BatchNorm1d"] * 5
+
+
+def test_xvector_pools_mean_and_standard_deviation() -> None:
+    """The published statistics, and that the network sees 31 frames at a time."""
+    model = tiny("xvector").eval()
+    x = torch.randn(2, 30, 60)
+    frames = model.frames(x)
+    assert frames.shape[2] == 60 - 30
+    assert model.context == 31
+    deviation = (frames.var(2, correction=0) + 1e-5).sqrt()
+    pooled = torch.cat([frames.mean(2), deviation], 1)
+    torch.testing.assert_close(model.embed(x), model.embedding(pooled))
+
+
+@pytest.mark.parametrize(("name", "size"), EMBEDDERS.items())
+def test_an_embedder_is_a_linear_layer_on_its_embedding(name: str, size: int) -> None:
+    model = tiny(name).eval()
+    assert isinstance(model, Embedder)
+    assert model.embedding_size == size
+    x = torch.randn(6, *SHAPES[name])
+    embedding = model.embed(x)
+    assert embedding.shape == (6, size)
+    last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+    torch.testing.assert_close(last(embedding), model(x))
+
+
+@pytest.mark.parametrize("name", ["audionet", "xvector"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_any_number_of_frames(name: str, frozen: bool) -> None:
+    """Features may be shortened on their way (compression, selection); clips shorter than the context too."""
+    victim = checkpoint.build(
+        model=name, model_options=TINY.get(name), classes="abc", sample_rate=16000, n_samples=16000
+    ).eval()
+    for module in victim.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.uniform_(-1, 1)
+            module.running_var.uniform_(0.5, 2)
+    model = (victim.frozen() if frozen else victim).classifier
+    features = 10 * torch.randn(3, *SHAPES[name])
+    for frames in (101, 64, 31, 24, 20, 2):
+        x = features[..., :frames]
+        logits = model(x)
+        assert logits.isfinite().all()
+        lengths = torch.tensor([frames, max(1, frames - 7), max(1, frames // 2)])
+        mask = torch.arange(101) < lengths[:, None]
+        padded = torch.where(mask[:, None], features, torch.full_like(features, 99.0))
+        alone = torch.cat([model(features[i : i + 1, :, :n]) for i, n in enumerate(lengths.tolist())])
+        torch.testing.assert_close(model(padded, mask), alone, atol=1e-4, rtol=1e-4)
+        one_row = model(padded[1:2].expand(4, -1, -1), mask[1:2])
+        torch.testing.assert_close(one_row, alone[1:2].expand(4, -1), atol=1e-4, rtol=1e-4)
+    assert (model(features[..., :101]) - model(features[..., :50])).abs().max() > 1e-4

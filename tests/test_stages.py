@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from src.registry import FRONTENDS
+from src.stages.cepstral_mean import CepstralMean
+from src.stages.deltas import Deltas
 from src.stages.level import Level
 from src.stages.log_mel import Decibel, Log
 from src.stages.magnitude import WINDOWS, FastMagnitude, Magnitude
@@ -24,11 +26,13 @@ from src.stages.normalize import ClipNormalize, DatasetNormalize, Scale
 from src.stages.pad import Pad
 from src.stages.pre_emphasis import PreEmphasis
 from src.stages.stft import overlap_add, stft_norm
+from src.stages.voiced import Voiced
 from src.victims.chain import Chain
 from src.victims.stage import Stage
 from src.victims.victim import Victim
 
 SR = 16000
+EVERY = ["log_mel", "linear_mel", "mfcc", "filterbank", "audionet", "xvector", "ivector"]
 TRANSFORMS = [(512, 480, 160, "hann", True), (512, 400, 160, "rectangular", False), (256, 256, 100, "hamming", True)]
 
 
@@ -53,6 +57,12 @@ def fitted(n_bands: int) -> DatasetNormalize:
     return stage
 
 
+def informed(stage: Stage) -> Stage:
+    """The stage on three clips of 12, 7 and 5 frames, the last of which was shifted by 4."""
+    frames = torch.arange(12)
+    return stage.with_valid(torch.stack([frames < 12, frames < 7, (frames > 3) & (frames < 9)])[:, None])
+
+
 # --- gradients ---------------------------------------------------------------------------------------------------
 
 STAGES: list[tuple[Stage, Tensor]] = [
@@ -75,6 +85,15 @@ STAGES: list[tuple[Stage, Tensor]] = [
     (ClipNormalize("clip", scale=False), small(2, 4, 7)),
     (ClipNormalize("band"), small(2, 4, 7)),
     (ClipNormalize("frame"), small(2, 4, 7)),
+    (Deltas(2), small(2, 4, 9)),
+    (Deltas(3, order=1), small(2, 4, 5)),
+    (Deltas(2), small(1, 2, 1)),
+    (CepstralMean(4), small(2, 3, 11)),
+    (CepstralMean(4), small(2, 3, 7)),
+    (CepstralMean(0), small(2, 3, 11)),
+    (CepstralMean(300), small(2, 3, 11)),
+    (Voiced(0.5), small(2, 3, 11)),
+    *[(informed(stage), small(3, 2, 12)) for stage in (Deltas(2), CepstralMean(4), CepstralMean(0), Voiced(0.5))],
 ]
 
 
@@ -87,7 +106,7 @@ def test_gradient_is_that_of_finite_differences(stage: Stage, z: Tensor):
     assert torch.autograd.gradcheck(copy.deepcopy(stage).double(), (z,), eps=1e-6, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["log_mel", "linear_mel", "mfcc", "filterbank"])
+@pytest.mark.parametrize("name", EVERY)
 def test_whole_front_end_climbs_along_its_gradient(name: str, x: Tensor):
     """First order: f(x + h g) - f(x) = h |g|^2, at a smooth point (some noise under the clip)."""
     chain = Chain(FRONTENDS[name](sample_rate=SR, n_samples=x.shape[1])).double()
@@ -280,7 +299,7 @@ def test_mask_marks_exactly_the_frames_that_touch_valid_samples(setup: tuple):
     assert not Pad(n + 10).mask(valid)[:, n:].any()
 
 
-@pytest.mark.parametrize("name", ["log_mel", "linear_mel", "mfcc", "filterbank"])
+@pytest.mark.parametrize("name", EVERY)
 def test_every_representation_keeps_its_bounds(name: str, x: Tensor):
     z = torch.cat([x, torch.zeros_like(x[:1]), torch.ones_like(x[:1]), torch.randn_like(x[:1]).clamp(-1, 1)])
     for stage in FRONTENDS[name](sample_rate=SR, n_samples=x.shape[1]):
@@ -368,7 +387,7 @@ class TinyNet(nn.Module):
         return self.out(self.norm(self.conv(z[:, None])).relu().mean((2, 3)))
 
 
-@pytest.mark.parametrize("name", ["log_mel", "linear_mel", "mfcc", "filterbank"])
+@pytest.mark.parametrize("name", EVERY)
 def test_every_cut_gives_the_same_logits_and_so_does_the_frozen_copy(name: str, x: Tensor):
     torch.manual_seed(0)
     stages = FRONTENDS[name](sample_rate=SR, n_samples=x.shape[1])
@@ -416,3 +435,75 @@ def test_level_brings_every_clip_to_the_same_rms(clips) -> None:
     assert not stage(torch.zeros(1, 100)).any()
     x64 = torch.randn(2, 50, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(stage, (x64,))
+
+
+# --- front ends of speaker recognizers --------------------------------------------------------------------------------
+
+
+def test_every_front_end_is_tested() -> None:
+    assert set(FRONTENDS.names()) <= set(EVERY)
+
+
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_deltas_are_librosas_with_held_ends(window: int) -> None:
+    z = torch.randn(2, 5, 30, dtype=torch.float64)
+    ours = Deltas(window)(z).numpy()
+    first = librosa.feature.delta(z.numpy(), width=2 * window + 1, order=1, mode="nearest")
+    second = librosa.feature.delta(first, width=2 * window + 1, order=1, mode="nearest")
+    np.testing.assert_allclose(ours, np.concatenate([z.numpy(), first, second], 1), atol=1e-10)
+    assert Deltas(window, order=1)(z).shape == (2, 10, 30)
+    # The delta of a straight line is its slope, that of a parabola grows by its curvature.
+    t = torch.arange(30, dtype=torch.float64)[None, None]
+    inside = slice(2 * window, -2 * window)
+    assert torch.allclose(Deltas(window)(3 * t)[0, 1:, inside], torch.tensor([[3.0], [0.0]], dtype=torch.float64))
+    assert torch.allclose(Deltas(window)(t**2)[0, 2, inside], torch.tensor(2.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("frames", [5, 20, 299, 301, 450, 700])
+def test_the_sliding_mean_is_that_of_the_window_around_each_frame(frames: int) -> None:
+    z = torch.randn(2, 3, frames)
+    expected = torch.empty_like(z)
+    for t in range(frames):
+        start = max(0, min(t - 150, frames - 300))
+        expected[..., t] = z[..., t] - z[..., start : start + 300].mean(-1)
+    torch.testing.assert_close(CepstralMean(300)(z), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(CepstralMean(0)(z), z - z.mean(-1, keepdim=True), atol=1e-5, rtol=1e-5)
+    # A constant that a channel adds to all cepstra has no influence.
+    torch.testing.assert_close(CepstralMean(300)(z + 5), CepstralMean(300)(z), atol=1e-5, rtol=1e-5)
+
+
+def test_voiced_frames_are_the_loudest_in_time_order() -> None:
+    z = torch.randn(4, 3, 20)
+    for share, kept in ((0.5, 10), (0.7, 14), (0.01, 1), (0.55, 11), (1.0, 20)):
+        y = Voiced(share)(z)
+        assert y.shape == (4, 3, kept)
+        for clip, chosen in zip(z, y, strict=True):
+            index = sorted(sorted(range(20), key=lambda t: -clip[0, t])[:kept])
+            assert torch.equal(chosen, clip[:, index])
+    silence = torch.zeros(1, 3, 20)
+    silence[:, 1] = torch.arange(20)
+    assert Voiced(0.25)(silence)[0, 1].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_speaker_front_end_names_its_representations() -> None:
+    names = {
+        name: [stage.name for stage in FRONTENDS[name](sample_rate=SR, n_samples=SR, **options)]
+        for name, options in (("audionet", {}), ("xvector", {"voiced": 0.5}), ("ivector", {}))
+    }
+    assert names["audionet"] == ["pre_emphasis", "magnitude", "mel", "log_mel"]
+    assert names["xvector"] == ["magnitude", "mel", "log_mel", "raw", "cmvn", "final"]
+    assert names["ivector"] == ["magnitude", "mel", "log_mel", "raw", "delta", "cmvn", "final"]
+    whole = FRONTENDS["xvector"](sample_rate=SR, n_samples=SR)
+    assert [stage.name for stage in whole][-1] == "cmvn"
+    z = torch.randn(2, SR)
+    assert Chain(whole)(z).shape == (2, 30, 101)
+    assert Chain(FRONTENDS["ivector"](sample_rate=SR, n_samples=SR))(z).shape == (2, 72, 71)
+
+
+def test_audionet_features_are_librosas(x: Tensor) -> None:
+    ours = Chain(FRONTENDS["audionet"](sample_rate=SR, n_samples=x.shape[1]))(x)
+    emphasized = librosa.effects.preemphasis(x.numpy(), coef=0.97, zi=np.zeros((len(x), 1)))
+    power = librosa.feature.melspectrogram(
+        y=emphasized, sr=SR, n_fft=1024, win_length=800, hop_length=160, n_mels=32, fmin=0, fmax=8000
+    )
+    assert relative(ours, torch.from_numpy(librosa.power_to_db(power, ref=1.0, amin=1e-10, top_db=None))) < 1e-3

@@ -16,12 +16,15 @@ from src.attacks.model import PerExample
 from src.datasets import store
 from src.models.resnet import ResNet
 from src.random_streams import RandomStreams
-from src.registry import DEFENSES
+from src.registry import DEFENSES, FRONTENDS
+from src.stages.log_mel import Log
+from src.stages.pad import Pad
+from src.stages.pre_emphasis import PreEmphasis
 from src.training import TrainingSettings
 from src.training.batches import Augmentation
 from src.victims import checkpoint
-from src.victims.adaptive import adaptive, once
-from src.victims.chain import WithLengths, with_lengths
+from src.victims.adaptive import Bpda, adaptive, once
+from src.victims.chain import Chain, WithLengths, represent, with_lengths
 from src.victims.victim import Victim
 from tests.conftest import call
 
@@ -207,3 +210,104 @@ def test_one_row_of_lengths_serves_every_choice_of_examples(rows: int) -> None:
     whole = with_lengths(victim, valid.expand(3, -1) if rows == 1 else valid)(x if rows != 2 else x[:2])
     torch.testing.assert_close(model.select(index)(x[index]), whole[index])
     torch.testing.assert_close(model.select(index).select(torch.tensor([1]))(x[index[1:]]), whole[index[1:]])
+
+
+FRONT_ENDS = [
+    ("log_mel", {"pre_emphasis": 0.97, "win_length": 480, "normalize": "band"}),
+    ("log_mel", {"win_length": 512, "hop_length": 100, "normalize": "clip"}),
+    ("log_mel", {"log": "db_max", "normalize": "clip_mean"}),
+    ("log_mel", {"log": "db"}),
+    ("linear_mel", {"rms": 0.1, "n_fft": 512, "pad_seconds": 1.3, "normalize": "band"}),
+    ("mfcc", {"normalize": "band_mean"}),
+    ("filterbank", {}),
+    ("audionet", {}),
+    ("audionet", {"normalize": "band_mean"}),
+    ("xvector", {"cmvn": 30}),
+    ("xvector", {"cmvn": 0, "voiced": 0.6}),
+    ("ivector", {"cmvn": 40}),
+    ("ivector", {}),
+]
+
+
+@pytest.mark.parametrize("lengths", [(8000, 4801, 7999), (399, 401, 561), (16000, 8159, 8161)])
+@pytest.mark.parametrize(("front_end", "options"), FRONT_ENDS)
+def test_padding_changes_nothing_whatever_the_front_end(
+    front_end: str, options: dict[str, object], lengths: tuple[int, ...]
+) -> None:
+    """Any window, pre-emphasis, level or normalization: the frames of the clip alone, and their values."""
+    stages = FRONTENDS[front_end](sample_rate=RATE, n_samples=RATE, **options)
+    chain = Chain([stage.frozen() for stage in stages])
+    whole = noise(3, RATE)
+    valid = torch.arange(RATE) < torch.tensor(lengths)[:, None]
+    frames, padded = chain.frame_mask(valid), represent(chain, whole * valid, valid)
+    for i, length in enumerate(lengths):
+        # The padding of the model itself is a part of its input.
+        alone = Chain([stage for stage in chain.stages if not isinstance(stage, Pad)])(whole[i : i + 1, :length])
+        assert int(frames[i].sum()) == alone.shape[-1], length
+        assert not frames[i, alone.shape[-1] :].any()
+        torch.testing.assert_close(padded[i, :, : alone.shape[-1]], alone[0], atol=2e-5, rtol=1e-4)
+    assert bool((frames <= chain.mask(valid).flatten(1, -2).any(1)).all()), "what is valid was reached"
+
+
+def test_a_stage_that_needs_no_lengths_is_shared() -> None:
+    log, pre = Log(), PreEmphasis(0.9)
+    valid = torch.ones(1, 4, dtype=torch.bool)
+    assert log.with_valid(valid) is log
+    informed = pre.with_valid(valid)
+    assert informed is not pre
+    assert pre.valid is None
+    wrapped = Bpda(pre).with_valid(valid)
+    assert isinstance(wrapped, Bpda)
+    assert wrapped.stage.valid is valid
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(
+    ("model", "options", "front_end"),
+    [
+        ("audionet", {}, {}),
+        ("xvector", {"width": 8}, {"cmvn": 50}),
+        ("xvector", {"width": 8}, {"cmvn": 50, "voiced": 0.7}),
+    ],
+)
+def test_whole_utterances_in_a_padded_batch_have_the_logits_of_each_alone(
+    model: str, options: dict[str, object], front_end: dict[str, object], frozen: bool
+) -> None:
+    torch.manual_seed(0)
+    built = checkpoint.build(
+        model=model, model_options=options, front_end_options=front_end, classes="abcde", sample_rate=RATE,
+        n_samples=RATE,
+    ).eval()  # fmt: skip
+    for module in built.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            torch.nn.init.uniform_(module.running_mean, -1, 1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    with torch.no_grad():
+        built.classifier.linear.weight.mul_(100)  # untrained logits hardly depend on the clip
+    victim = built.frozen() if frozen else built
+    t = torch.arange(2 * RATE) / RATE
+    x = noise(4, 2 * RATE) + 0.3 * torch.sin(2 * torch.pi * torch.tensor([[300.0], [900], [2500], [5000]]) * t**2)
+    lengths = torch.tensor([2 * RATE, 17777, 8001, 2345])
+    valid = torch.arange(2 * RATE) < lengths[:, None]
+    alone = torch.cat([built(x[i : i + 1, :n]) for i, n in enumerate(lengths.tolist())]).detach()
+    spread = float((alone - alone.mean(0)).abs().max())
+    plain = victim(x * valid).detach()
+    assert float((plain - alone).abs().max()) > 0.03 * spread, "padding that counts does change them"
+    for stage in victim.representations:
+        head, tail = victim.split(stage)
+        chain = with_lengths(tail, valid, head)
+        logits = chain(represent(head, x * valid, valid)).detach()
+        assert float((logits - alone).abs().max()) < 1e-3 * spread, stage
+    # The other clips of the batch are of no importance.
+    chain, index = with_lengths(victim, valid), torch.tensor([2, 1])
+    assert isinstance(chain, WithLengths)
+    part = chain.select(index)(x[index] * valid[index]).detach()
+    assert float((part - alone[index]).abs().max()) < 1e-3 * spread
+
+
+def test_a_model_that_uses_a_mask_takes_clips_of_any_length() -> None:
+    checkpoint.check_fits(build(masked_pooling=True), None, sample_rate=RATE, n_samples=123)
+    with pytest.raises(ValueError, match="another clip length"):
+        checkpoint.check_fits(build(), None, sample_rate=RATE, n_samples=123)
+    with pytest.raises(ValueError, match="another sample rate"):
+        checkpoint.check_fits(build(masked_pooling=True), None, sample_rate=8000, n_samples=123)

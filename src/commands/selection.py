@@ -60,13 +60,31 @@ def models(
     for path in paths:
         victim, facts = checkpoint.load(path)
         checkpoint.check_fits(victim, path, sample_rate=clips.sample_rate, n_samples=clips.n_samples)
-        try:
-            clips.relabeled(victim.classes)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
         trained.append(Trained(path.stem, sha256_of(path), victim, facts))
+    trained = usable(trained, lambda victim: clips.known(victim.classes), names)
+    for model in trained:
+        try:
+            clips.known(model.victim.classes).relabeled(model.victim.classes)
+        except ValueError as error:
+            raise ValueError(f"{folder / model.name}.pt: {error}") from None
     trained = usable(trained, lambda victim: behind(victim, wanted), names)
     return [replace(model, victim=behind(model.victim, wanted)) for model in trained]
+
+
+def known_clips(models: Sequence[Trained], clips: Clips) -> Clips:
+    """The clips of classes that every model knows. Says how many others are left out: imposters, say, for a model
+    that cannot reject.
+
+    Raises:
+        ValueError: no clip is left.
+    """
+    for model in models:
+        known = clips.known(model.victim.classes)
+        if len(known) < len(clips):
+            number = f"{len(clips) - len(known)} of {len(clips)} clips"
+            print(f"left out: {number}, of speakers that {model.name} does not know")
+        clips = known
+    return clips
 
 
 def configured_defenses(config: Config, names: Sequence[str] | None = None) -> list[dict[str, Any]]:

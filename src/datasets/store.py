@@ -16,9 +16,14 @@ from torch import Tensor
 
 from src.files import fingerprint
 from src.registry import choose
+from src.victims.embedder import NOBODY
 
 SPLITS = ("train", "validation", "test")
-"""The splits of most corpora; a corpus may declare others, such as background or enrolment."""
+"""The splits of most corpora; a corpus may declare others."""
+ROLES = ("train", "validation", "enrollment", "calibration", "test")
+"""The splits of a corpus for speaker recognition: the networks are trained and validated on background speakers, other
+speakers are enrolled, the threshold is chosen on calibration trials, and test trials judge. Trials are utterances of
+enrolled speakers and of imposters, whom nobody has seen before."""
 FULL_SCALE = 32768
 REQUIRED = {"classes", "sample_rate", "synthetic", "source", "counts"}
 """Keys of dataset.json without which no split can be read."""
@@ -97,19 +102,43 @@ class Clips:
             tags={name: tuple(values[i] for i in rows) for name, values in self.tags.items()},
         )
 
+    @property
+    def present(self) -> tuple[str, ...]:
+        """The classes of which there are clips, in the order of the labels: in a store with roles, the speakers of the
+        split."""
+        return tuple(self.classes[i] for i in sorted(set(self.labels.tolist())))
+
     def relabeled(self, classes: Sequence[str]) -> Clips:
-        """The same clips with labels that count in `classes`, those of a model, in its order.
+        """The same clips with labels that count in `classes`, those of a model, in its order. A class that the model
+        does not know is its class "nobody", where it has one.
 
         Raises:
-            ValueError: one of the present classes is not among them.
+            ValueError: one of the present classes is not among them, nor is "nobody".
         """
         if self.classes == tuple(classes):
             return self
-        unknown = [name for name in self.classes if name not in classes]
+        nobody = classes.index(NOBODY) if NOBODY in classes else -1
+        places = {name: classes.index(name) if name in classes else nobody for name in self.classes}
+        unknown = [name for name in self.present if places[name] < 0]
         if unknown:
             raise ValueError(f"the model does not know the class '{unknown[0]}' (its classes: {', '.join(classes)})")
-        position = torch.tensor([list(classes).index(name) for name in self.classes])
-        return replace(self, labels=position[self.labels], classes=tuple(classes))
+        return replace(self, labels=torch.tensor([*places.values()])[self.labels], classes=tuple(classes))
+
+    def known(self, classes: Sequence[str]) -> Clips:
+        """The clips of the speakers among `classes`, those of a model; all clips where "nobody" is one of them, or
+        where the classes of these clips are not speakers. `relabeled` still refuses what is left.
+
+        Raises:
+            ValueError: all clips are of speakers that the model does not know.
+        """
+        unknown = set() if NOBODY in classes else set(self.present) - set(classes)
+        left_out = [self.classes[k] in unknown for k in self.labels]
+        of_speakers = all(self.classes[k] == who for k, who in zip(self.labels, self.speakers, strict=True))
+        if not unknown or not of_speakers:
+            return self
+        if all(left_out):
+            raise ValueError(f"the model knows none of the speakers of these clips (its classes: {', '.join(classes)})")
+        return self.select([i for i, out in enumerate(left_out) if not out])
 
 
 def description(data_dir: Path) -> dict[str, Any]:

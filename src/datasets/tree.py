@@ -51,9 +51,13 @@ class Folder:
         except FileNotFoundError:
             raise FileNotFoundError(f"{self.path}: holds no {name}") from None
 
+    def located(self, name: str) -> Path:
+        """The path of one of the files."""
+        return self.path / name
+
     def audio(self, recordings: Sequence[Recording]) -> Iterator[tuple[int, Audio]]:
         for position, recording in enumerate(recordings):
-            yield position, self.path / recording.path
+            yield position, self.located(recording.path)
 
 
 class Archive:
@@ -117,12 +121,69 @@ class Archive:
                     yield position, content
 
 
+class Folders:
+    """The files of several folders side by side, named as inside each of them; the first folder that has a file counts.
+
+    Attributes:
+        repeated: what is wrong with each name that several folders hold; a corpus refuses it for a recording.
+    """
+
+    def __init__(self, roots: Sequence[Path]):
+        self.path = Path(", ".join(map(str, roots)))
+        folders = [Folder(root) for root in roots]
+        self.folder_of: dict[str, Folder] = {}
+        self.repeated: dict[str, str] = {}
+        for folder in folders:
+            for name in folder.names:
+                other = self.folder_of.setdefault(name, folder)
+                if other is not folder:
+                    self.repeated[name] = f"{folder.path}: holds {name}, and so does {other.path}"
+        self.names = sorted(self.folder_of)
+        self.stamp = fingerprint(*(folder.stamp for folder in folders))
+
+    def content(self, name: str) -> bytes:
+        """One small file.
+
+        Raises:
+            FileNotFoundError: no folder has it.
+        """
+        if name not in self.folder_of:
+            raise FileNotFoundError(f"{self.path}: none of them holds {name}")
+        return self.folder_of[name].content(name)
+
+    def located(self, name: str) -> Path:
+        """The path of one of the files."""
+        return self.folder_of[name].located(name)
+
+    def audio(self, recordings: Sequence[Recording]) -> Iterator[tuple[int, Audio]]:
+        for position, recording in enumerate(recordings):
+            yield position, self.located(recording.path)
+
+
 def safe_name(name: str, archive: Path) -> str:
     """A member's path without a leading ./; refused where it leads outside the archive."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(f"{archive}: refused, its member '{name}' leads outside the archive")
     return path.as_posix()
+
+
+def open_trees(paths: Sequence[Path]) -> Folder | Folders | Archive:
+    """The files of one folder or archive, or of several folders side by side.
+
+    Raises:
+        FileNotFoundError: no such folder or archive.
+        ValueError: an archive that is damaged, unsafe or one of several.
+    """
+    if len(paths) == 1:
+        return open_tree(paths[0])
+    paths = [path.expanduser() for path in paths]
+    for path in paths:
+        if path.is_file():
+            raise ValueError(f"{path}: an archive stands alone; extract it to use it beside other folders")
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path}: no such folder (source_dir of the data source)")
+    return Folders(paths)
 
 
 def open_tree(path: Path) -> Folder | Archive:

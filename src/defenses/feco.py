@@ -51,15 +51,15 @@ class FeCo(Defense):
         self.method, self.ratio, self.start, self.iterations = method, ratio, start, iterations
         self.randomized = method == "kmeans"
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """[batch, ..., n] -> [batch, ..., floor(n * ratio)], at least one frame; random starts from torch's global
         stream."""
-        return self._compress(x, valid, torch.rand(len(x), dtype=torch.float64) if self.randomized else None)
+        return self._compress(x, torch.rand(len(x), dtype=torch.float64) if self.randomized else None)
 
-    def draw(self, x: Tensor, rng: RandomStreams, valid: Tensor | None = None) -> Tensor:
+    def draw(self, x: Tensor, rng: RandomStreams) -> Tensor:
         """The same with random starts from the examples' own streams, one number each."""
         like = torch.empty(len(x), dtype=torch.float64)
-        return self._compress(x, valid, rng.uniform(like) if self.randomized else None)
+        return self._compress(x, rng.uniform(like) if self.randomized else None)
 
     def mask(self, valid: Tensor) -> Tensor:
         """[batch, (bands,) n] -> [batch, (1,) clusters]: as many as the valid frames give."""
@@ -78,8 +78,8 @@ class FeCo(Defense):
         """Clusters of each clip, from its valid frames bool [batch, n]."""
         return torch.tensor([self.clusters(n) for n in frames.sum(1).tolist()], device=frames.device, dtype=torch.long)
 
-    def _compress(self, x: Tensor, valid: Tensor | None, random: Tensor | None) -> Tensor:
-        n = x.shape[-1]
+    def _compress(self, x: Tensor, random: Tensor | None) -> Tensor:
+        n, valid = x.shape[-1], self.valid
         rows = x.flatten(1, -2)
         if valid is None:
             frames = torch.ones(len(x), n, dtype=torch.bool, device=x.device)

@@ -69,7 +69,7 @@ class AttackSettings:
     seed: Natural = 0
     wavs: Natural = 5
     speech: bool = True
-    fit_split: Literal["train", "validation"] = "train"
+    fit_split: Literal["train", "validation", "enrollment"] = "train"
     fit_clips: Count = 500
     checks: Natural = 16
     variants: Mapping[str, str] = field(default_factory=dict, kw_only=False)  # hence no key: sub-sections define it

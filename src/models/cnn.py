@@ -16,6 +16,7 @@ class Cnn(nn.Module):
     """
 
     front_end = "linear_mel"
+    embedding_size = 256
 
     def __init__(self, *, n_classes: int, shape: tuple[int, ...]):
         super().__init__()
@@ -37,6 +38,13 @@ class Cnn(nn.Module):
             nn.Linear(256, n_classes),
         )
 
+    def embed(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features [batch, freq, time] -> embeddings [batch, 256]; the mask is not used."""
+        x = torch.flatten(self.features(features.unsqueeze(1)), 1)
+        for layer in list(self.classifier)[:-1]:
+            x = layer(x)
+        return x
+
     def forward(self, x: Tensor) -> Tensor:
         """[batch, freq, time] -> logits [batch, n_classes]."""
-        return self.classifier(torch.flatten(self.features(x.unsqueeze(1)), 1))
+        return self.classifier[-1](self.embed(x))

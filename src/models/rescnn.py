@@ -62,10 +62,15 @@ class ResCnn(nn.Module):
             channels, height = n_out, (height + 1) // 2
         self.layers = nn.Sequential(*layers)
         self.dropout = nn.Dropout(dropout)
+        self.embedding_size = 8 * width
         self.dense = nn.Linear(channels * height, 8 * width)
         self.linear = nn.Linear(8 * width, n_classes)
 
+    def embed(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features [batch, freq, time] -> embeddings [batch, 8 width]; the mask is not used."""
+        pooled = self.layers(features.unsqueeze(1)).mean(3).flatten(1)
+        return self.dense(self.dropout(pooled))
+
     def forward(self, x: Tensor) -> Tensor:
         """[batch, freq, time] -> logits [batch, n_classes]."""
-        pooled = self.layers(x.unsqueeze(1)).mean(3).flatten(1)
-        return self.linear(self.dense(self.dropout(pooled)))
+        return self.linear(self.embed(x))

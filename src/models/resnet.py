@@ -47,7 +47,7 @@ class ResNet(nn.Module):
         widths: channels of the stem and of each block.
         dropout: before the last layer.
         masked_pooling: average over the frames of the clip alone, without those of its padding; padding then has no
-            influence, unless the front end normalizes by statistics of the whole clip.
+            influence, and the model takes clips of any length.
     """
 
     front_end = "log_mel"
@@ -70,16 +70,21 @@ class ResNet(nn.Module):
         self.stem = normed(1, widths[0], 5, 2)
         self.blocks = nn.Sequential(*(Block(n_in, n_out, masked_pooling) for n_in, n_out in itertools.pairwise(widths)))
         self.dropout = nn.Dropout(dropout)
+        self.embedding_size = widths[-1]
         self.head = nn.Linear(widths[-1], n_classes)
         self.uses_mask = masked_pooling
+
+    def embed(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features [batch, freq, time] and, with masked_pooling, the mask of valid frames [batch, time] or [1, time]
+        -> embeddings [batch, widths[-1]]."""
+        if self.uses_mask and mask is not None:
+            return self._masked_mean(features.unsqueeze(1), mask)
+        return self.blocks(F.relu(self.stem(features.unsqueeze(1)))).mean((2, 3))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[batch, freq, time] and, with masked_pooling, the mask of valid frames [batch, time] or [1, time]
         -> logits [batch, n_classes]."""
-        if self.uses_mask and mask is not None:
-            return self.head(self.dropout(self._masked_mean(x.unsqueeze(1), mask)))
-        x = self.blocks(F.relu(self.stem(x.unsqueeze(1))))
-        return self.head(self.dropout(x.mean((2, 3))))
+        return self.head(self.dropout(self.embed(x, mask)))
 
     def _masked_mean(self, x: Tensor, mask: Tensor) -> Tensor:
         """[batch, 1, freq, time] -> mean of the last features over frequency and valid frames, [batch, channels]. Each

@@ -31,7 +31,7 @@ def check(options: Mapping[str, Any]) -> None:
         raise ValueError(f"n_mfcc ({options['n_mfcc']}) must not exceed n_mels ({options['n_mels']})")
 
 
-def _normalize(kind: str, n_bands: int) -> list[Stage]:
+def normalization(kind: str, n_bands: int) -> list[Stage]:
     if kind == "none":
         return []
     if kind == "dataset":
@@ -47,7 +47,7 @@ def _normalize(kind: str, n_bands: int) -> list[Stage]:
     )
 
 
-def _mel(
+def mel_stages(
     sample_rate: int,
     pre_emphasis: float,
     n_fft: int,
@@ -99,11 +99,11 @@ def log_mel(
         offset: added before the logarithm, or the smallest power of the dB scales.
         normalize: none, dataset, dataset_band, clip_mean, band_mean, clip, band or frame.
     """
-    stages = _mel(sample_rate, pre_emphasis, n_fft, win_length, hop_length, n_mels, f_min, f_max, htk)
+    stages = mel_stages(sample_rate, pre_emphasis, n_fft, win_length, hop_length, n_mels, f_min, f_max, htk)
     if log not in ("natural", "db", "db_max"):
         raise ValueError(f"unknown log '{log}' (choices: natural, db, db_max)")
     stages.append(Log(offset) if log == "natural" else Decibel(offset, relative=log == "db_max"))
-    return stages + _normalize(normalize, n_mels)
+    return stages + normalization(normalize, n_mels)
 
 
 @FRONTENDS.register("linear_mel", check_options=check)
@@ -133,8 +133,8 @@ def linear_mel(
     stages: list[Stage] = [Level(rms)] if rms else []
     if round(pad_seconds * sample_rate) > n_samples:
         stages.append(Pad(round(pad_seconds * sample_rate)))
-    stages += _mel(sample_rate, 0.0, n_fft, n_fft, hop_length, n_mels, 0.0, 0.0, False)
-    return [*stages, Scale(divisor, (0.0, float("inf"))), *_normalize(normalize, n_mels)]
+    stages += mel_stages(sample_rate, 0.0, n_fft, n_fft, hop_length, n_mels, 0.0, 0.0, False)
+    return [*stages, Scale(divisor, (0.0, float("inf"))), *normalization(normalize, n_mels)]
 
 
 @FRONTENDS.register("mfcc", check_options=check)
@@ -165,8 +165,8 @@ def mfcc(
         offset: added before the logarithm.
         normalize: none, dataset, dataset_band, clip_mean, band_mean, clip, band or frame.
     """
-    stages = _mel(sample_rate, 0.0, n_fft, win_length, hop_length, n_mels, f_min, f_max, False)
-    return [*stages, Log(offset), Dct(n_mfcc, n_mels), *_normalize(normalize, n_mfcc)]
+    stages = mel_stages(sample_rate, 0.0, n_fft, win_length, hop_length, n_mels, f_min, f_max, False)
+    return [*stages, Log(offset), Dct(n_mfcc, n_mels), *normalization(normalize, n_mfcc)]
 
 
 @FRONTENDS.register("filterbank", check_options=check)
@@ -189,7 +189,7 @@ def filterbank(
         hop_length: samples between frames.
         n_mels: number of mel bands.
     """
-    stages = _mel(
+    stages = mel_stages(
         sample_rate, pre_emphasis, n_fft, win_length, hop_length, n_mels, 0.0, 0.0, True, "rectangular", center=False
     )
     return [*stages, ClipNormalize("frame")]

@@ -15,13 +15,19 @@ class Level(Stage):
         rms: root mean square of the output.
     """
 
+    uses_mask = True
+
     def __init__(self, rms: float):
         super().__init__("level")
         self.rms = rms
 
     def gain(self, x: Tensor) -> Tensor:
         """The factor of each clip: [batch, time] -> [batch, 1]."""
-        return self.rms / (x.square().mean(-1, keepdim=True) + 1e-8).sqrt()
+        if self.valid is None:
+            power = x.square().mean(-1, keepdim=True)
+        else:
+            power = (x * self.valid).square().sum(-1, keepdim=True) / self.valid.sum(-1, keepdim=True).clamp_min(1)
+        return self.rms / (power + 1e-8).sqrt()
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, time] -> [batch, time]."""

@@ -44,6 +44,7 @@ class Decibel(Stage):
     def __init__(self, floor: float = 1e-10, relative: bool = False, top_db: float = 80.0, name: str = "log_mel"):
         super().__init__(name)
         self.floor, self.relative, self.top_db = floor, relative, top_db
+        self.uses_mask = relative or top_db > 0
         self.bounds = (10 * math.log10(floor), math.inf)
         if relative:
             self.bounds = (-top_db if top_db else -math.inf, 0.0)
@@ -51,7 +52,8 @@ class Decibel(Stage):
     def forward(self, x: Tensor) -> Tensor:
         """[batch, n_mels, frames] -> the same shape, dB."""
         level = 10 * x.clamp_min(self.floor).log10()
-        peak = level.amax((-2, -1), keepdim=True)
+        heard = level if self.valid is None else level.masked_fill(~self.valid, -math.inf)
+        peak = heard.amax((-2, -1), keepdim=True).clamp_min(10 * math.log10(self.floor))
         if self.relative:
             level = level - peak
             peak = torch.zeros_like(peak)

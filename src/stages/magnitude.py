@@ -118,6 +118,18 @@ class Magnitude(Stage):
         """[batch, time] -> [batch, 1, frames]: a frame counts when any of its samples does."""
         return self.frames(valid.to(torch.uint8)).amax(-1).bool()[:, None]
 
+    def valid_output(self, valid: Tensor) -> Tensor:
+        """[batch, time] -> [batch, 1, frames]: the first `n_frames` frames of a clip that starts with the signal. Of
+        one that was shifted, the frames that are centered on it or, without centers, that it is needed to fill."""
+        n_frames = self.n_frames(valid.shape[-1])
+        if self.center:
+            # A frame is centered on a valid sample or, at the end of the clip, right behind one.
+            touched = F.pad(valid, (1, 1), value=False)
+            return (touched[:, 1:] | touched[:, :-1])[:, None, :: self.hop_length][..., :n_frames]
+        # The frame before it does not reach the end of the clip.
+        last = F.pad(valid, (0, self.win_length), value=False)[:, self.win_length :: self.hop_length]
+        return torch.cat([valid[:, : self.win_length].any(1, keepdim=True), last], 1)[:, None, :n_frames]
+
     def frozen(self) -> Stage:
         return FastMagnitude(self)
 

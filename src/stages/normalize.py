@@ -75,6 +75,8 @@ class ClipNormalize(Stage):
         scale: divide by the standard deviation too.
     """
 
+    uses_mask = True
+
     def __init__(self, axis: str = "clip", scale: bool = True, name: str = "normalize"):
         super().__init__(name)
         if axis not in AXES:
@@ -85,10 +87,17 @@ class ClipNormalize(Stage):
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, standard deviation) over the axis, with its dimensions kept; 1 for the deviation without `scale`."""
-        mean = x.mean(self.dims, keepdim=True)
+        mean = self._average(x)
         if not self.scale:
             return mean, torch.ones_like(mean)
-        return mean, ((x - mean).square().mean(self.dims, keepdim=True) + 1e-12).sqrt()
+        return mean, (self._average((x - mean).square()) + 1e-12).sqrt()
+
+    def _average(self, x: Tensor) -> Tensor:
+        """The mean over the axis, of the valid frames alone."""
+        if self.valid is None or -1 not in self.dims:
+            return x.mean(self.dims, keepdim=True)
+        valid = self.valid.expand(-1, x.shape[1], -1) if len(self.dims) == 2 else self.valid
+        return (x * valid).sum(self.dims, keepdim=True) / valid.sum(self.dims, keepdim=True).clamp_min(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, bands, frames] -> the same shape."""

@@ -15,6 +15,8 @@ class PreEmphasis(Stage):
         coefficient: of the previous sample, in [0, 1).
     """
 
+    uses_mask = True
+
     def __init__(self, coefficient: float):
         super().__init__("pre_emphasis")
         self.coefficient = coefficient
@@ -22,8 +24,9 @@ class PreEmphasis(Stage):
         self.lipschitz = 1 + coefficient
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, time] -> [batch, time]."""
-        return x - self.coefficient * F.pad(x, (1, 0))[..., :-1]
+        """[batch, time] -> [batch, time]; no echo of the last sample in the padding."""
+        y = x - self.coefficient * F.pad(x, (1, 0))[..., :-1]
+        return y if self.valid is None else y * self.valid
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
         """Exact: the recursive filter x[t] = y[t] + c x[t-1], as the product of (1 + (c / z)^(2^k)) over k."""

@@ -17,7 +17,7 @@ from src.datasets.store import Clips
 from src.random_streams import derive_seed
 from src.training import augment
 from src.training.settings import TrainingSettings
-from src.victims.chain import Chain
+from src.victims.chain import Chain, represent
 from src.victims.stage import Stage
 
 CACHE_BYTES = 2**30
@@ -43,32 +43,47 @@ class Source:
         device: of the computation.
         augmented: the waveform is augmented, so that nothing can be cached.
         title: of the progress bar; None for none.
+        uses_mask: padding must not change the representation of the clips.
     """
 
-    def __init__(self, clips: Clips, head: Chain, device: torch.device, augmented: bool, title: str | None = None):
-        self.clips, self.head, self.device = clips, head, device
+    def __init__(
+        self,
+        clips: Clips,
+        head: Chain,
+        device: torch.device,
+        augmented: bool,
+        title: str | None = None,
+        uses_mask: bool = False,
+    ):
+        self.clips, self.head, self.device, self.uses_mask = clips, head, device, uses_mask
         self.trained = any(parameter.requires_grad for parameter in head.parameters())
         randomized = any(stage.randomized for stage in head.stages)
         self.cached: Tensor | None = None
         if not (augmented or self.trained or randomized):
-            first = self._represent(clips.waveforms(slice(0, 1)).to(device))
+            first = self._represent(clips.waveforms(slice(0, 1)).to(device), clips.valid(slice(0, 1)).to(device))
             if first.nbytes * len(clips) <= CACHE_BYTES:
                 self.cached = first.new_empty(len(clips), *first.shape[1:])
                 starts = range(0, len(clips), CHUNK)
                 for start in tqdm(starts, title, unit="chunk", leave=False, disable=title is None):
                     part = slice(start, start + CHUNK)
-                    self.cached[part] = self._represent(clips.waveforms(part).to(device))
+                    waveforms, valid = clips.waveforms(part).to(device), clips.valid(part).to(device)
+                    self.cached[part] = self._represent(waveforms, valid)
 
-    def _represent(self, waveform: Tensor) -> Tensor:
+    def _represent(self, waveform: Tensor, valid: Tensor) -> Tensor:
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
-            return self.head(waveform)
+            return represent(self.head, waveform, valid if self.uses_mask else None)
 
-    def __call__(self, index: Tensor, augmentation: Augmentation | None = None) -> Tensor:
-        """The representation [batch, ...] of the clips at `index`, whose waveforms are augmented first."""
+    def __call__(self, index: Tensor, augmentation: Augmentation | None = None) -> tuple[Tensor, Tensor]:
+        """The representation [batch, ...] of the clips at `index`, whose waveforms are augmented first, and the valid
+        samples [batch, time]."""
+        valid = self.clips.valid(index).to(self.device)
         if self.cached is not None:
-            return self.cached[index.to(self.cached.device)]
+            return self.cached[index.to(self.cached.device)], valid
         x = self.clips.waveforms(index).to(self.device)
-        return self._represent(x if augmentation is None else augmentation.waveform(x))
+        if augmentation is not None:
+            state = augmentation.generator.get_state()
+            x, valid = augmentation.waveform(x), augmentation.moved(valid, state)
+        return self._represent(x, valid), valid
 
 
 class Augmentation:
@@ -142,10 +157,8 @@ def batches(
     order.manual_seed(derive_seed(training.seed, epoch, "order"))
     for index in torch.randperm(len(source.clips), generator=order).split(training.batch_size):  # type: ignore[no-untyped-call]
         labels = F.one_hot(source.clips.labels[index], len(source.clips.classes)).float().to(source.device)
-        state = augmentation.generator.get_state()
-        x = source(index, augmentation)
-        valid = source.clips.valid(index).to(source.device)
-        yield x, labels, valid if source.cached is not None else augmentation.moved(valid, state)
+        x, valid = source(index, augmentation)
+        yield x, labels, valid
 
 
 def fit_stages(stages: list[Stage], clips: Clips, device: torch.device, seed: int, most: int = 4096) -> None:

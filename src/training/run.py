@@ -21,18 +21,23 @@ from src.training.methods.learner import Learner
 from src.training.optimizer import faster_in_channels_last, make_optimizer
 from src.training.settings import TrainingSettings
 from src.victims.adaptive import Bpda
-from src.victims.stage import WAVEFORM
+from src.victims.chain import Chain, represent
+from src.victims.stage import WAVEFORM, Stage
 from src.victims.victim import Victim
 
 
+def rows_for(mask: Tensor, n: int) -> Tensor:
+    """The mask of a batch for n examples of it. Where the numbers differ, a method has taken the first n examples, or
+    several noisy copies of each in a row."""
+    return mask[:n] if n <= len(mask) else mask.repeat_interleave(n // len(mask), 0)
+
+
 def logits_of(victim: Victim, features: Tensor, mask: Tensor | None) -> Tensor:
-    """The logits of features [n, ...] with the mask of a batch. Where the numbers differ, a method has taken the first
-    n examples of the batch, or several noisy copies of each in a row."""
+    """The logits of features [n, ...] with the mask of a batch."""
     assert victim.classifier is not None
     if mask is None:
         return victim.classifier(features)
-    n = len(features)
-    return victim.classifier(features, mask[:n] if n <= len(mask) else mask.repeat_interleave(n // len(mask), 0))
+    return victim.classifier(features, rows_for(mask, len(features)))
 
 
 def warn_of_collapse(name: str, history: Sequence[Mapping[str, float]], accuracy: float) -> None:
@@ -85,11 +90,12 @@ class TrainingRun:
         head = victim.frozen().split(stage)[0] if fixed else head
         title = f"{name}: features" if progress else None
         # The fast backwards of the frozen copy have no second derivatives.
-        steps = self.tail.steps if method == "gradient_penalty" or not fixed else victim.frozen().split(stage)[1].steps
+        tail = self.tail if method == "gradient_penalty" or not fixed else victim.frozen().split(stage)[1]
         # A defense without a gradient: what the method crafts goes through its substitute.
-        self.steps = [(step if step.differentiable else Bpda(step)).to(device) for step in steps]
-        self.source = Source(train, head, device, augments_waveform(training), title)
-        self.valid = Source(valid, head, device, False, title)
+        stages: list[Stage] = [stage if stage.differentiable else Bpda(stage) for stage in tail.stages]  # type: ignore[arg-type, misc]
+        self.between = Chain(stages).to(device)
+        self.source = Source(train, head, device, augments_waveform(training), title, victim.uses_mask)
+        self.valid = Source(valid, head, device, False, title, victim.uses_mask)
         self.optimizer = make_optimizer(victim, training)
         self.average = copy.deepcopy(victim).requires_grad_(False) if training.ema else None
         self.step = 0
@@ -102,6 +108,11 @@ class TrainingRun:
     def mask_of(self, valid: Tensor) -> Tensor | None:
         """The mask of valid frames of clips with these valid samples, where the classifier uses one."""
         return self.victim.frame_mask(valid) if self.victim.uses_mask else None
+
+    def features_of(self, x: Tensor, valid: Tensor) -> Tensor:
+        """The input of the classifier from that of the objective, for examples of a batch with these valid samples."""
+        at_stage = rows_for(self.source.head.valid_output(valid), len(x)) if self.victim.uses_mask else None
+        return represent(self.between, x, at_stage)
 
     def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:
         enabled = self.training.mixed_precision and self.device.type == "cuda"
@@ -121,7 +132,7 @@ class TrainingRun:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             x, y, valid = augmentation.mix(augmentation.features(x) if self.features else x, y, valid)
-            learner = self.learner(augmentation, self.mask_of(valid))
+            learner = self.learner(augmentation, valid)
             loss = METHODS[self.method](learner, x, y, **self.options)
             value = loss.item()
             if not math.isfinite(value):
@@ -157,18 +168,17 @@ class TrainingRun:
         bar.update()
         bar.set_postfix(loss=f"{total / seen:.3f}", lr=f"{rate:.2g}", acc=f"{accuracy:.3f}")
 
-    def learner(self, augmentation: Augmentation, mask: Tensor | None) -> Learner:
-        """The part of the victim that the method trains on a batch with this mask: everything after its stage."""
+    def learner(self, augmentation: Augmentation, valid: Tensor) -> Learner:
+        """The part of the victim that the method trains on a batch with these valid samples: everything after its
+        stage."""
+        mask = self.mask_of(valid)
 
         def augmented(x: Tensor) -> Tensor:
-            for step in self.steps:
-                x = step(x)
+            x = self.features_of(x, valid)
             return self.classify(x if self.features or x.dim() != 3 else augmentation.features(x), mask)
 
         def plain(x: Tensor) -> Tensor:
-            for step in self.steps:
-                x = step(x)
-            return self.classify(x, mask)
+            return self.classify(self.features_of(x, valid), mask)
 
         smoothing = self.training.label_smoothing
         return Learner(augmented, plain, self.victim, self.bounds, augmentation.generator, smoothing)
@@ -187,14 +197,14 @@ class TrainingRun:
     def validate(self) -> tuple[float, float]:
         """(mean cross-entropy, accuracy) on the validation clips."""
         model = (self.average or self.victim).eval()
-        stages = list(model.stages)[len(self.source.head.stages) :]
+        tail = Chain(list(model.stages)[len(self.source.head.stages) :])  # type: ignore[arg-type]
         total, correct = 0.0, 0
         for index in torch.arange(len(self.valid.clips)).split(self.training.batch_size):  # type: ignore[no-untyped-call]
-            x, y = self.valid(index), self.valid.clips.labels[index].to(self.device)
-            mask = self.mask_of(self.valid.clips.valid(index).to(self.device))
-            for stage in stages:
+            (x, valid), y = self.valid(index), self.valid.clips.labels[index].to(self.device)
+            at_stage = self.source.head.valid_output(valid)
+            for stage in tail.informed(at_stage) if model.uses_mask else tail.stages:
                 x = stage(x)
-            logits = logits_of(model, x, mask)
+            logits = logits_of(model, x, self.mask_of(valid))
             total += F.cross_entropy(logits, y, reduction="sum").item()
             correct += int((logits.argmax(1) == y).sum())
         return total / len(self.valid.clips), correct / len(self.valid.clips)
@@ -203,13 +213,11 @@ class TrainingRun:
         """Accuracy of the first validation clips under PGD with the budget of the training."""
         model = (self.average or self.victim).eval()
         clips = self.valid.clips.select(range(min(most, len(self.valid.clips))))
-        x, y = self.valid(torch.arange(len(clips))), clips.labels.to(self.device)
-        mask = self.mask_of(clips.valid().to(self.device))
+        (x, valid), y = self.valid(torch.arange(len(clips))), clips.labels.to(self.device)
+        mask = self.mask_of(valid)
 
         def logits(x: Tensor) -> Tensor:
-            for step in self.steps:
-                x = step(x)
-            return logits_of(model, x, mask)
+            return logits_of(model, self.features_of(x, valid), mask)
 
         threat = ThreatModel(self.options.get("norm", "l2"), self.options["eps"], self.bounds)
         streams = RandomStreams(self.training.seed, clips.ids, "validation")

@@ -46,6 +46,7 @@ class Bpda(Stage):
         super().__init__(stage.name)
         self.stage, self.identity = stage, identity
         self.bounds, self.lipschitz, self.randomized = stage.bounds, stage.lipschitz, stage.randomized
+        self.uses_mask = stage.uses_mask
 
     def forward(self, x: Tensor) -> Tensor:
         return self._with_gradient(x, self.stage)
@@ -71,10 +72,18 @@ class Bpda(Stage):
     def mask(self, valid: Tensor) -> Tensor:
         return self.stage.mask(valid)
 
+    def valid_output(self, valid: Tensor) -> Tensor:
+        return self.stage.valid_output(valid)
+
+    def with_valid(self, valid: Tensor) -> Bpda:
+        return Bpda(self.stage.with_valid(valid)) if self.uses_mask else self
+
 
 def once(chain: Chain, x: Tensor, rng: RandomStreams) -> Tensor:
     """The output of the chain at x, with one draw of its randomized stages."""
-    return chain.classify(chain.features(x, rng))
+    for step in chain.steps:
+        x = step.draw(x, rng)
+    return chain.classify(x)
 
 
 class Eot(nn.Module):

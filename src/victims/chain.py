@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from src.random_streams import RandomStreams
 from src.victims.stage import Stage
 
 
@@ -28,20 +27,14 @@ class Chain(nn.Module):
         """The output at x [batch, ...].
 
         Args:
-            valid: bool, the parts of x that are not padding: [batch, time] for a waveform, else as `mask` gives it. It
-                matters to a classifier that declares `uses_mask`.
+            valid: bool, the parts of x that are not padding: [batch, time] for a waveform, else as `valid_output` gives
+                it. It matters to a chain whose classifier declares `uses_mask`.
         """
         if valid is not None:
             return with_lengths(self, valid)(x)
-        return self.classify(self.features(x))
-
-    def features(self, x: Tensor, rng: RandomStreams | None = None) -> Tensor:
-        """The last representation at x [batch, ...].
-
-        Args:
-            rng: the examples' own streams, for one draw of the randomized stages; None takes torch's global stream.
-        """
-        return advance(self.steps, x, None, rng)
+        for step in self.steps:
+            x = step(x)
+        return self.classify(x)
 
     def classify(self, features: Tensor) -> Tensor:
         """The logits of the last representation; the features themselves where there is no classifier."""
@@ -59,28 +52,28 @@ class Chain(nn.Module):
             valid = stage.mask(valid)  # type: ignore[operator]
         return valid
 
+    def valid_output(self, valid: Tensor) -> Tensor:
+        """Which parts of the output there would be without the padding: bool, broadcastable to the output."""
+        for stage in self.stages:
+            valid = stage.valid_output(valid)  # type: ignore[operator]
+        return valid
+
     def frame_mask(self, valid: Tensor) -> Tensor:
         """The same per frame of the last representation: bool [batch, frames]."""
-        mask = self.mask(valid)
+        mask = self.valid_output(valid)
         return mask if mask.dim() == 2 else mask.flatten(1, -2).any(1)
 
-
-def advance(steps: Iterable[Stage], x: Tensor, valid: Tensor | None, rng: RandomStreams | None = None) -> Tensor:
-    """The output of consecutive steps at x [batch, ...].
-
-    Args:
-        valid: bool, the parts of x that are not padding, for the steps that use it; None where lengths are not known.
-        rng: the examples' own streams; None takes torch's global stream.
-    """
-    for step in steps:
-        lengths = (valid,) if step.uses_mask else ()
-        x = step(x, *lengths) if rng is None else step.draw(x, rng, *lengths)
-        valid = valid if valid is None else step.mask(valid)
-    return x
+    def informed(self, valid: Tensor) -> list[Stage]:
+        """The stages for inputs of which these parts are not padding; they share their parameters with these."""
+        stages: list[Stage] = []
+        for stage in self.stages:
+            stages.append(stage.with_valid(valid))  # type: ignore[operator]
+            valid = stage.valid_output(valid)  # type: ignore[operator]
+        return stages
 
 
 class WithLengths(Chain):
-    """A chain that knows which parts of its inputs are padding.
+    """A chain that knows which parts of its inputs are padding: the logits are those of the clips without it.
 
     Args:
         chain: it shares its stages and weights.
@@ -88,12 +81,8 @@ class WithLengths(Chain):
     """
 
     def __init__(self, chain: Chain, valid: Tensor):
-        super().__init__((), chain.classifier)
-        self.stages, self.steps = chain.stages, chain.steps
-        self.valid, self.training = valid, chain.training
-
-    def features(self, x: Tensor, rng: RandomStreams | None = None) -> Tensor:
-        return advance(self.steps, x, self.valid, rng)
+        super().__init__(chain.informed(valid), chain.classifier)
+        self.valid, self.training, self.stages.training = valid, chain.training, chain.training
 
     def classify(self, features: Tensor) -> Tensor:
         assert self.classifier is not None
@@ -113,4 +102,9 @@ def with_lengths(chain: Chain, valid: Tensor, head: Chain | None = None) -> Chai
     """
     if not chain.uses_mask:
         return chain
-    return WithLengths(chain, valid if head is None else head.mask(valid))
+    return WithLengths(chain, valid if head is None else head.valid_output(valid))
+
+
+def represent(head: Chain, x: Tensor, valid: Tensor | None) -> Tensor:
+    """The output of a chain without a classifier; that of the clips without their padding where `valid` is given."""
+    return head(x) if valid is None else Chain(head.informed(valid))(x)

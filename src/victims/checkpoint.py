@@ -15,6 +15,7 @@ from src.victims.stage import WAVEFORM, Defense
 from src.victims.victim import Victim
 
 FORMAT = 1
+LENGTH = "clip length in samples"
 
 
 def build(
@@ -176,7 +177,7 @@ def load(path: Path) -> tuple[Victim, dict[str, Any]]:
 
 
 def check_fits(victim: Victim, path: Path | None, *, sample_rate: int, n_samples: int) -> None:
-    """Refuse to use a model on data it was not built for.
+    """Refuse to use a model on data it was not built for. One that uses a mask takes clips of any length.
 
     Args:
         path: the file of the model, for the message; None where there is none.
@@ -186,9 +187,9 @@ def check_fits(victim: Victim, path: Path | None, *, sample_rate: int, n_samples
     """
     for what, of_model, of_data in (
         ("sample rate", victim.sample_rate, sample_rate),
-        ("clip length in samples", victim.n_samples, n_samples),
+        (LENGTH, victim.n_samples, n_samples),
     ):
-        if of_model != of_data:
+        if of_model != of_data and not (what == LENGTH and victim.uses_mask):
             file = f"{path}: " if path else ""
             raise ValueError(
                 f"{file}this model was trained for another {what} ({of_model}) than the prepared data ({of_data})"

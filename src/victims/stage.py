@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,8 +35,10 @@ class Stage(nn.Module):
         lipschitz: L2 Lipschitz constant of the step, or None where no useful one is known.
         differentiable: False where the gradient is zero or undefined (attack it with BPDA).
         randomized: True where two calls differ (attack it with EOT).
-        uses_mask: True where `forward(x, valid)` and `draw(x, rng, valid)` take the mask of the parts of x that are not
-            padding, or None; a chain that knows the true lengths gives it.
+        uses_mask: True where the padding of a clip changes the output for the rest of it, so that the stage has to know
+            `valid`: statistics over time, a filter.
+        valid: bool, the parts of the input that are not padding, one row per example or a single one for all, as
+            `valid_output` of the stages before gives it; None where nothing is padding. Set by `with_valid`.
     """
 
     bounds: tuple[float, float] = (-math.inf, math.inf)
@@ -43,6 +46,7 @@ class Stage(nn.Module):
     differentiable: bool = True
     randomized: bool = False
     uses_mask: bool = False
+    valid: Tensor | None = None
 
     def __init__(self, name: str):
         super().__init__()
@@ -69,6 +73,18 @@ class Stage(nn.Module):
     def mask(self, valid: Tensor) -> Tensor:
         """Which outputs the valid inputs reach: bool, broadcastable to the output."""
         return valid
+
+    def valid_output(self, valid: Tensor) -> Tensor:
+        """Which outputs the clip would have without its padding: at most those of `mask`, of the same shape."""
+        return self.mask(valid)
+
+    def with_valid(self, valid: Tensor) -> Self:
+        """The stage for inputs of which these parts are not padding; itself where it does not matter."""
+        if not self.uses_mask:
+            return self
+        informed = copy.copy(self)  # shares parameters and buffers
+        informed.valid = valid
+        return informed
 
     def frozen(self) -> Stage:
         """The copy that attacks and the certifier run; a stage with a faster backward returns it here."""
