@@ -23,6 +23,7 @@ from src.evaluation.passing import COMMON_KEYS, check_passing
 from src.output.results import ResultsSettings
 from src.registry import (
     ATTACKS,
+    BACK_ENDS,
     DATASETS,
     DEFENSES,
     FRONTENDS,
@@ -37,6 +38,7 @@ from src.registry import (
     validate,
 )
 from src.smoothing import CertifySettings
+from src.speaker.settings import SpeakerSettings
 from src.training import TrainingSettings
 from src.victims.stage import WAVEFORM
 
@@ -95,6 +97,7 @@ SECTIONS: dict[str, type] = {
     "RESULTS": ResultsSettings,
     "FRONTEND": FrontEndSettings,
     "MODEL": ModelSettings,
+    "SPEAKER": SpeakerSettings,
     "DEFENSE": DefenseSettings,
     "ATTACK": AttackSettings,
     "INVERSION": InversionSettings,
@@ -105,6 +108,7 @@ COMPONENTS: dict[str, Registry] = {
     "DATA": DATASETS,
     "FRONTEND": FRONTENDS,
     "MODEL": MODELS,
+    "SPEAKER": BACK_ENDS,
     "DEFENSE": DEFENSES,
     "ATTACK": ATTACKS,
     "INVERSION": INVERSIONS,
@@ -132,6 +136,7 @@ class Config:
     results: ResultsSettings
     frontend: FrontEndSettings
     model: ModelSettings
+    speaker: SpeakerSettings
     defense: DefenseSettings
     attack: AttackSettings
     inversion: InversionSettings
