@@ -23,7 +23,8 @@ from src.victims.victim import Victim
 
 IMAGE = (125, 128)
 """Clips of 16,000 samples as the peers' images; other lengths become one row."""
-OURS = {"l2": ("tile_bandit", "square", "nes", "spsa", "siren", "genetic"), "linf": ("tile_bandit", "square", "spsa")}
+SEARCHES = ("tile_bandit", "square", "nes", "spsa", "siren", "genetic")
+OURS = {"l2": SEARCHES, "linf": SEARCHES}
 TARGETED = ("genetic",)
 
 

@@ -24,6 +24,7 @@ from benchmarks import (  # noqa: E402
     black_box,
     certify,
     data_path,
+    decisions,
     default_evaluation,
     front_end,
     grid,
@@ -49,6 +50,7 @@ NAMES = (
     "strength",
     "audio_attacks",
     "black_box",
+    "decisions",
     "certify",
     "scale",
 )
@@ -63,15 +65,23 @@ def processor() -> str:
     return f"{name}, {os.cpu_count()} CPUs, {gpu}"
 
 
-def test_clips(data: Path, folder: Path) -> store.Clips:
-    """The test split of the keywords."""
+def keyword_clips(data: Path, folder: Path) -> tuple[store.Clips, store.Clips]:
+    """The test split of the keywords, and 500 clips of the training split, the default of `fit_clips`."""
     files = str(ROOT / "experiments/subsets/speech_commands.txt")
     prepare(DataSettings(source="speech_commands", data_dir=folder), {"source_dir": data, "files": files})
-    return store.load(folder, "test")
+    train = store.load(folder, "train")
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    return store.load(folder, "test"), train.select(order[:500])
 
 
 def measure(
-    name: str, victim: Victim, others: dict[str, Victim], clips: store.Clips, data: Path, repeats: int
+    name: str,
+    victim: Victim,
+    others: dict[str, Victim],
+    clips: store.Clips,
+    train: store.Clips,
+    data: Path,
+    repeats: int,
 ) -> list[dict[str, Any]]:
     """The rows of one benchmark; `others` are all models in the folder of the victim, itself included."""
     x = clips.waveforms(torch.arange(0, len(clips), max(1, len(clips) // 64))[:64])
@@ -93,10 +103,15 @@ def measure(
     if name == "strength":
         chosen = torch.arange(0, len(clips), max(1, len(clips) // 32))[:32]
         return strength.run(others, clips.waveforms(chosen), clips.labels[chosen])
-    if name in ("black_box", "audio_attacks"):
+    if name == "audio_attacks":
         chosen = torch.arange(0, len(clips), max(1, len(clips) // 16))[:16]
-        work = black_box.run if name == "black_box" else audio_attacks.run
-        return work(others, clips.waveforms(chosen), clips.labels[chosen])
+        return audio_attacks.run(others, clips.waveforms(chosen), clips.labels[chosen])
+    if name in ("black_box", "decisions"):
+        chosen = torch.arange(0, len(clips), max(1, len(clips) // 48))[:48]
+        x, y = clips.waveforms(chosen), clips.labels[chosen]
+        if name == "black_box":
+            return black_box.run(others, x, y)
+        return decisions.run(others, x, y, (train.waveforms(), train.labels))
     if name == "scale":
         return scale.run(ROOT / "experiments/keywords.ini")
     return certify.run(victim, x[0], repeats)
@@ -117,7 +132,7 @@ def main() -> None:
         sys.exit(2)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        clips = test_clips(args.data, Path(folder) / "store")
+        clips, train = keyword_clips(args.data, Path(folder) / "store")
         try:
             victim, _ = checkpoint.load(args.model)
             others = {path.stem: checkpoint.load(path)[0] for path in sorted(args.model.parent.glob("*.pt"))}
@@ -126,7 +141,7 @@ def main() -> None:
             sys.exit(2)
         rows = []
         for name in chosen:
-            measured = measure(name, victim, others, clips, args.data, args.repeats)
+            measured = measure(name, victim, others, clips, train, args.data, args.repeats)
             print(results.markdown([{"note": "", **row} for row in measured]))
             rows += [{"note": "", **row} for row in measured]
     fields = ("benchmark", "what", "ours", "peer", "unit", "ratio", "note")

@@ -102,7 +102,8 @@ def attack(
             the smallest perturbation.
         inversion: back to audio where the stage is not the waveform.
         options: keys of the attack, e.g. {"steps": 100}.
-        fit_clips: training clips that an attack such as universal is fitted to first.
+        fit_clips: training clips that an attack such as universal is fitted to first, or that one from predicted labels
+            begins at where it aims at a target.
         settings: keys of the section [ATTACK]: stage, norm, mask, targeted, seed, batch_size ...
 
     Raises:
@@ -119,8 +120,9 @@ def attack(
     check_passing(spec_of(name), options, attack_settings.adaptive)
     clips, fit_clips = fitting(victim, clips), fit_clips and fitting(victim, fit_clips)
     crafter = Crafter(victim, attack_settings, functools.partial(INVERSIONS[inversion]), torch.device(device))
-    fitted = crafter.fit(fit_clips, name, options, budget) if fit_clips else None
-    crafted = list(crafter.craft(clips, name, options, budget, fitted))
+    begins_there = spec_of(name).takes_examples
+    fitted = crafter.fit(fit_clips, name, options, budget) if fit_clips and not begins_there else None
+    crafted = list(crafter.craft(clips, name, options, budget, fitted, fit_clips))
     adversarial = replace(clips, samples=np.stack([clip.samples for clip in crafted]))
     return Adversarial(
         adversarial, [clip.facts for clip in crafted], clips, victim, attack_settings.targeted, attack_settings.seed

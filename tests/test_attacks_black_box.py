@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.attacks.labels.oracle import WIDTHS, _colored
+from src.attacks.active_batch import ActiveBatch
+from src.attacks.core import spec_of
+from src.attacks.labels.oracle import NEARER, WIDTHS, Oracle, _colored, start
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
@@ -55,9 +57,11 @@ def distances(model: Linear, x: Tensor, norm: str) -> Tensor:
 
 
 def run(name: str, model: Linear, x: Tensor, y: Tensor, threat: ThreatModel, **keys: object) -> Tensor:
+    """Attacks that can search in tiles search in the entries: the models here are linear in them."""
     ids = keys.pop("ids", [str(i) for i in range(len(x))])
+    in_entries = {"sample_rate": 16000, "space": "samples"} if spec_of(name).needs_sample_rate else {}
     return ATTACKS[name](
-        model, x, y, threat, rng=RandomStreams(0, ids, name), targeted=keys.pop("targeted", False), **keys
+        model, x, y, threat, rng=RandomStreams(0, ids, name), targeted=keys.pop("targeted", False), **in_entries, **keys
     )  # type: ignore[arg-type]
 
 
@@ -271,7 +275,77 @@ def test_probes_are_not_rounded_away_at_a_budget_of_one_step(name: str) -> None:
     model = lambda x: torch.stack([100 + x @ w, x @ w * 0], 1)  # noqa: E731
     x, y = torch.zeros(3, 64), torch.zeros(3, dtype=torch.long)
     threat = ThreatModel("linf", step, (-1.0, 1 - step), grid=step)
-    streams = RandomStreams(0, list("abc"), name)
-    x_adv = ATTACKS[name](model, x, y, threat, rng=streams, targeted=False, queries=400)
+    x_adv = run(name, model, x, y, threat, queries=400)  # type: ignore[arg-type]
     assert (model(x_adv)[:, 0] < model(x)[:, 0]).all()
     assert threat.contains(x_adv.double(), x.double(), tolerance=0).all()
+
+
+class Island:
+    """Class 2 within 1 of a point 8 away from silence, class 1 beyond 1 along another axis, else class 0. Noise does
+    not reach the island. Counts the queries per example."""
+
+    def __init__(self, batch: int):
+        self.center = torch.zeros(40)
+        self.center[1] = 8
+        self.counts, self.index = torch.zeros(batch, dtype=torch.long), torch.arange(batch)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.counts[self.index] += 1
+        island = 1 - (x - self.center).norm(dim=1)
+        return torch.stack([torch.zeros_like(island), x[:, 0] - 1, 100 * island], 1)
+
+    def select(self, index: Tensor) -> Island:
+        part = object.__new__(Island)
+        part.__dict__.update(self.__dict__)
+        part.index = self.index[index]
+        return part
+
+
+def three_classes() -> tuple[Island, Tensor, tuple[Tensor, Tensor]]:
+    """The model of an island, two silent clips of class 0, and examples of all classes."""
+    model = Island(2)
+    on_island = model.center + 0.1 * torch.arange(1, 6)[:, None] * torch.eye(40)[3:8]
+    examples = torch.cat([on_island, torch.zeros(1, 40), 2 * torch.eye(40)[:1]])
+    return model, torch.zeros(2, 40), (examples, torch.tensor([2, 2, 2, 2, 2, 0, 1]))
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_a_target_that_noise_does_not_reach_is_reached_from_its_examples(name: str) -> None:
+    model, x, examples = three_classes()
+    y, threat = torch.tensor([2, 2]), ThreatModel("l2")
+    assert torch.equal(run(name, model, x, y, threat, queries=400, targeted=True), x), "no start"
+    x_adv = run(name, model, x, y, threat, queries=400, targeted=True, examples=examples)
+    assert (model(x_adv).argmax(1) == 2).all()
+    assert (norm_of(x_adv - x, "l2") >= 7 - 1e-4).all(), "the shore"
+    assert (norm_of(x_adv - x, "l2") < 7.05).all()
+    assert (model.counts <= 400 + 400 + 1).all()
+
+
+def test_examples_of_other_classes_are_no_start_and_without_a_target_there_are_none() -> None:
+    model, x, examples = three_classes()
+    for y, targeted, labels in (([2, 2], True, [0, 0, 0, 0, 0, 1, 1]), ([0, 0], False, [2] * 7)):
+        arguments = (model, x, torch.tensor(y), ThreatModel("l2"), RandomStreams(0, "ab", "start"), targeted)
+        tries = 0 if not targeted else 1
+        point, has_start = start(Oracle(ActiveBatch(*arguments), 100), tries, (examples[0], torch.tensor(labels)))
+        assert torch.equal(point, x)
+        assert not has_start.any()
+
+
+def test_the_start_is_the_nearest_boundary_among_the_examples() -> None:
+    """A far example lies beyond a boundary near the clip, a near one beyond a far boundary; a clip of the target
+    class needs no start."""
+
+    def model(x: Tensor) -> Tensor:  # along axis 0 class 1 begins at 3, along axis 1 at 0.5
+        inside = ((x[:, 0] >= 3) | (x[:, 1] >= 0.5)).float()
+        return torch.stack([1 - inside, inside], 1)
+
+    x = torch.tensor([[0.0, 0.0], [0.0, 0.0], [4.0, 0.0]])
+    examples = torch.tensor([[3.2, 0.0], [0.0, 5.0], [9.0, 9.0]]), torch.tensor([1, 1, 0])
+    streams = RandomStreams(0, "abc", "start")
+    oracle = Oracle(ActiveBatch(model, x, torch.tensor([1, 1, 1]), ThreatModel("l2"), streams, True), 100)
+    point, has_start = start(oracle, 0, examples)
+    assert has_start.all()
+    torch.testing.assert_close(point[:2], torch.tensor([[0.0, 0.5]] * 2), atol=0.02, rtol=0)
+    assert torch.equal(point[2], x[2])
+    assert oracle.used.tolist() == [1 + 2 * (1 + 8)] * 2 + [1]
+    assert NEARER * 3 > 0.5

@@ -166,7 +166,8 @@ def test_the_attack_uses_what_its_spec_declares(name: str) -> None:
             run(name, lambda x: 7 * net(x), x, y, ThreatModel(spec.norms[0], EPS[spec.norms[0]], (-0.5, 0.5))), x_adv
         )
     assert spec.needs_sample_rate == ("sample_rate" in inspect.signature(ATTACKS[name]).parameters)
-    assert "sample_rate" not in {key.name for key in ATTACKS.keys(name)}
+    assert spec.takes_examples == ("examples" in inspect.signature(ATTACKS[name]).parameters)
+    assert not {"sample_rate", "examples"} & {key.name for key in ATTACKS.keys(name)}
 
 
 @pytest.mark.parametrize("name", [n for n in ATTACKS.names() if SPECS[n].targetable])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from benchmarks import attacks as bench_attacks
 from benchmarks import audio_attacks as bench_audio_attacks
 from benchmarks import black_box as bench_black_box
 from benchmarks import certify as bench_certify
+from benchmarks import decisions as bench_decisions
 from benchmarks import default_evaluation as bench_default_evaluation
 from benchmarks import front_end as bench_front_end
 from benchmarks import grid as bench_grid
@@ -128,6 +130,34 @@ def test_black_box_benchmark_counts_the_queries_of_both(clips: Clips, victim: Vi
     assert all(ratio >= 0 for ratio in ratios(rows))
     for row in rows:
         assert 0 <= row["ours"] <= (1 if row["unit"] == "success share" else 8)
+
+
+def test_decisions_benchmark_compares_at_equal_queries(trained_net: tuple[Victim, Tensor, Tensor]) -> None:
+    """The nearest example is a start of all, so that every distance is at most the way to it."""
+    victim, x, y = trained_net
+    rows = bench_decisions.run({"tiny": victim}, x[:2], y[:2], (x, y), queries=40)
+    assert [row["what"].split()[0] for row in rows] == list(bench_decisions.OURS)
+    starts, found = bench_decisions.nearest_starts(victim, x[:2], (y[:2] + 1 + torch.arange(2) % 3) % 4, (x, y))
+    assert found.all()
+    furthest = float((starts - x[:2]).norm(dim=1).max())
+    for row in rows:
+        assert 0 < row["ours"] <= furthest * 1.01
+        assert 0 < row["peer"] <= furthest * 1.01
+
+
+def test_decisions_benchmark_counts_every_row_and_keeps_the_smallest_success() -> None:
+    x, target = torch.zeros(2, 4), torch.tensor([1, 1])
+    smallest = bench_decisions.Smallest(lambda x: torch.stack([0.5 - x[:, 0], x[:, 0] - 0.5], 1), x, target)
+    point = lambda *values: torch.tensor([[value, 0, 0, 0] for value in values])  # noqa: E731
+    smallest(point(0.9, 0.1))
+    smallest.select(torch.zeros(3, dtype=torch.long))(point(0.6, 0.4, 0.8))
+    assert smallest.count.tolist() == [4, 1]
+    assert smallest.distance.tolist() == pytest.approx([0.6, math.inf], abs=1e-4)
+    images = bench_decisions.AsImages(smallest.select(torch.tensor([0])), 5)
+    with pytest.raises(bench_black_box.FoundError):
+        images((point(0.55, 0.51).reshape(2, 1, 1, 4) + 1) / 2)
+    assert smallest.count.tolist() == [5, 1]
+    assert smallest.distance.tolist() == pytest.approx([0.55, math.inf], abs=1e-4)
 
 
 def test_black_box_benchmark_counts_only_what_is_legal_and_survives_rounding() -> None:

@@ -204,6 +204,41 @@ def test_the_api_fits_with_the_options(tone_clips: Clips) -> None:
     assert largest[0.1] != largest[0.5], "the options must matter for this test to mean anything"
 
 
+@pytest.mark.parametrize("change", ["ATTACK.fit_clips=9", "ATTACK.fit_split=validation"])
+@pytest.mark.parametrize("targeted", ["yes", "no"])
+def test_clips_of_an_attack_that_begins_at_others_depend_on_them(study: Study, targeted: str, change: str) -> None:
+    names = ["ATTACK.names=pgd,hopskipjump", f"ATTACK.targeted={targeted}"]
+    stores = {
+        name: [study.command(*names, *more).store(trained(), name, None).folder for more in ((), (change,))]
+        for name in ("pgd", "hopskipjump")
+    }
+    assert (stores["hopskipjump"][0] != stores["hopskipjump"][1]) == (targeted == "yes")
+    assert stores["pgd"][0] == stores["pgd"][1]
+
+
+@pytest.mark.parametrize("name", ["hopskipjump", "boundary"])
+def test_a_search_towards_a_target_begins_at_training_clips(study: Study, name: str) -> None:
+    """Of two queries, one is for the clean clip and one for the nearest example of the target class: the result."""
+    settings = {"targeted": True, "mask": "none", "norm": "l2", "speech": False}
+    keys = [f"ATTACK.names={name}", f"ATTACK.{name}.queries=2", *(f"ATTACK.{key}={settings[key]}" for key in settings)]
+    command, attacked = study.command(*keys), study.attacked(*keys)
+    store = command.store(attacked.model, name, None)
+    command.craft(attacked, store, range(len(study.clips)), name, None)
+    made, facts = store.read(study.clips.ids)
+    train = make_clips(0, "train")
+    inputs, labels = train.waveforms(), train.relabeled(attacked.model.victim.classes).labels
+    assert {fact["target"] for fact in facts} & set(labels.tolist())
+    for x, x_adv, fact in zip(study.clips.waveforms(), made.waveforms(), facts, strict=True):
+        of_class = inputs[labels == fact["target"]]
+        if len(of_class):
+            assert torch.equal(x_adv, of_class[(of_class - x).norm(dim=1).argmin()])
+        else:
+            assert torch.equal(x_adv, x)
+    victim, options = attacked.model.victim, {"queries": 2}
+    through_api = api.attack(victim, study.clips, name, fit_clips=train, options=options, **settings)
+    assert (through_api.clips.samples == np.asarray(made.samples)).all()
+
+
 def test_a_retrained_judge_scores_anew(study: Study) -> None:
     judges = [trained("judge", "1" * 64)]
     first = study.judge(judges)

@@ -123,6 +123,7 @@ def attack(
     targetable: bool = True,
     stages: Stages = "any",
     needs_sample_rate: bool = False,
+    takes_examples: bool = False,
     limited: bool = False,
     check_options: Check | None = None,
     fit: FitFunction | None = None,
@@ -135,7 +136,9 @@ def attack(
         fit: for a fitted attack: `fit(model, x, y, threat, *, rng, targeted, <config keys>) -> tensors`. The decorated
             function then takes the keyword `fitted` with these tensors and has no config keys.
     """
-    spec = AttackSpec(name, kind, norms, targetable, access, stages, fit is not None, needs_sample_rate, limited)
+    spec = AttackSpec(
+        name, kind, norms, targetable, access, stages, fit is not None, needs_sample_rate, takes_examples, limited
+    )
     register = ATTACKS.register(name, check_options=check_options, configured=fit)
     return lambda function: register(RegisteredAttack(spec, function, fit))
 

@@ -24,6 +24,8 @@ class AttackSpec:
         stages: the representations it applies to.
         fitted: whether it first learns from training clips (`RegisteredAttack.fit`) what it then applies to any clip.
         needs_sample_rate: whether it takes the keyword `sample_rate` (Hz), which the program supplies.
+        takes_examples: whether, aimed at a target, it can begin at inputs of its class: the program supplies training
+            clips and their labels as `examples`.
         limited: whether its own options limit the perturbation besides eps (an SNR, a band, gains), so that it need
             not use all of eps, and a larger one need not help it.
     """
@@ -36,6 +38,7 @@ class AttackSpec:
     stages: Stages = "any"
     fitted: bool = False
     needs_sample_rate: bool = False
+    takes_examples: bool = False
     limited: bool = False
 
     @property

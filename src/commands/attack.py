@@ -82,7 +82,11 @@ def identity(config: Config, clips: Clips, device: torch.device) -> dict[str, ob
         "components": {name: keys for name, keys in config.components.items() if name.startswith(kinds)},
         "clips": clips.fingerprint(),
         "device": device.type,
-        **({"fit": fitting.clips(config).fingerprint()} if config.attack.fitted_names else {}),
+        **(
+            {"fit": fitting.clips(config).fingerprint()}
+            if any(map(config.attack.uses_fit_clips, config.attack.names))
+            else {}
+        ),
     }
 
 
@@ -110,7 +114,8 @@ class AttackCommand:
         """The store of what this attack made against this model. Its name holds a fingerprint of all that it depends
         on, so that runs with other settings have stores of their own."""
         config = self.config
-        unused = {"wavs", "variants"} if config.attack.spec(name).fitted else {"wavs", "variants", "fit", *FIT_KEYS}
+        fit_keys = set() if config.attack.uses_fit_clips(name) else {"fit", *FIT_KEYS}
+        unused = {"wavs", "variants"} | fit_keys
         settings = {key: value for key, value in config.attack.identity().items() if key not in unused}
         facts = {
             **{key: value for key, value in self.identity.items() if key not in unused},
@@ -160,7 +165,8 @@ class AttackCommand:
             return
         options = self.config.component("ATTACK", name)
         fitted = fitting.tensors(self.config, attacked.crafter, attacked.model, name, eps, self.folder)
-        crafted = attacked.crafter.craft(self.clips.select(missing), name, options, eps, fitted)
+        examples = fitting.examples(self.config, name)
+        crafted = attacked.crafter.craft(self.clips.select(missing), name, options, eps, fitted, examples)
         title = f"{attacked.model.name}, {name}, eps {eps or 'smallest'}"
         for clip in tqdm(crafted, title, len(missing), unit="clip", disable=not self.members.leads, leave=False):
             if clip.facts["id"] not in store:

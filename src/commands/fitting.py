@@ -1,5 +1,5 @@
-"""Fitted attacks of attack.py: they learn from training or validation clips before they attack test clips, and keep the
-result as a file in results_dir/attack/fitted."""
+"""What the attacks of attack.py take from training or validation clips before they attack test clips: fitted attacks
+learn from them, and keep the result as a file in results_dir/attack/fitted; others begin at them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,16 @@ def clips(config: Config) -> Clips:
     split = store.load(config.data.data_dir, config.attack.fit_split)
     generator = torch.Generator().manual_seed(derive_seed(config.data.seed, "fit_clips"))
     return split.select(torch.randperm(len(split), generator=generator)[: config.attack.fit_clips].sort().values)
+
+
+def examples(config: Config, name: str) -> Clips | None:
+    """The clips that an attack towards a target may begin at; None for an attack that needs none.
+
+    Raises:
+        OSError: no prepared clips of fit_split.
+    """
+    begins_there = config.attack.targeted and config.attack.spec(name).takes_examples
+    return clips(config) if begins_there else None
 
 
 def tensors(

@@ -51,15 +51,22 @@ class CraftedClip:
 
 
 def with_options(
-    name: str, options: Mapping[str, Any], sample_rate: int, fitted: Mapping[str, Tensor] | None = None
+    name: str,
+    options: Mapping[str, Any],
+    sample_rate: int,
+    fitted: Mapping[str, Tensor] | None = None,
+    examples: tuple[Tensor, Tensor] | None = None,
 ) -> Callable[..., Tensor]:
-    """An attack with its config keys set, and the sample rate (Hz) where it needs one. The config keys of a fitted
-    attack are those of its `fit`, whose result it takes as `fitted`. How it passes defenses is for the model to say.
+    """An attack with its config keys set, the sample rate (Hz) where it needs one, and inputs with their labels where
+    it can begin at them. The config keys of a fitted attack are those of its `fit`, whose result it takes as `fitted`.
+    How it passes defenses is for the model to say.
 
     Raises:
         ValueError: a fitted attack without its fit.
     """
-    supplied = {"sample_rate": sample_rate} if spec_of(name).needs_sample_rate else {}
+    supplied: dict[str, Any] = {"sample_rate": sample_rate} if spec_of(name).needs_sample_rate else {}
+    if spec_of(name).takes_examples and examples is not None:
+        supplied["examples"] = examples
     if not spec_of(name).fitted:
         return functools.partial(ATTACKS[name], **own_options(options), **supplied)
     if fitted is None:
@@ -164,6 +171,11 @@ class Crafter:
         with torch.no_grad():
             return x, valid, y, once(self.head, x, self.streams(clips.ids, "head"))
 
+    def _load_in_batches(self, clips: Clips) -> tuple[Tensor, ...]:
+        """As `load`, of many clips."""
+        parts = [self.load(clips.select(part)) for part in _batches(len(clips), self.settings.batch_size)]
+        return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+
     def fit(self, clips: Clips, name: str, options: Mapping[str, Any], eps: Budget | None) -> dict[str, Tensor]:
         """What a fitted attack learns from clips that it is not scored on; `craft` takes it as `fitted`.
 
@@ -171,8 +183,7 @@ class Crafter:
             options: config keys of the attack.
             eps: the budget; None for an attack without one.
         """
-        parts = [self.load(clips.select(part)) for part in _batches(len(clips), self.settings.batch_size)]
-        x, valid, y, z = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        x, valid, y, z = self._load_in_batches(clips)
         registered = self.settings.registered(name)
         supplied = {"sample_rate": self.victim.sample_rate} if spec_of(registered).needs_sample_rate else {}
         return registered_attack(registered).fit(
@@ -189,6 +200,7 @@ class Crafter:
         options: Mapping[str, Any],
         eps: Budget | None,
         fitted: Mapping[str, Tensor] | None = None,
+        examples: Clips | None = None,
     ) -> Iterator[CraftedClip]:
         """Attack every clip; yields in their order.
 
@@ -197,8 +209,13 @@ class Crafter:
             options: config keys of the attack.
             eps: the budget; None for minimum-norm attacks.
             fitted: what `fit` returned, for a fitted attack.
+            examples: clips that an attack towards a target may begin at.
         """
-        function = with_options(self.settings.registered(name), options, self.victim.sample_rate, fitted)
+        known, registered = None, self.settings.registered(name)
+        if examples is not None and spec_of(registered).takes_examples:
+            _, _, labels, inputs = self._load_in_batches(examples)
+            known = inputs, labels
+        function = with_options(registered, options, self.victim.sample_rate, fitted, known)
         for part in _batches(len(clips), self.settings.batch_size):
             yield from self._craft_batch(clips.select(part), name, function, gradient_of(options), eps)
 

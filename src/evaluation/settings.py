@@ -16,13 +16,13 @@ from src.victims.stage import WAVEFORM
 
 LSB = 1 / FULL_SCALE
 """One step of 16-bit samples."""
-RULES = 2
+RULES = 3
 """Raised whenever the same settings give other rows, because an attack or the judge has changed: rows and stores of
 crafted clips from before are then set aside."""
 NOT_IN_ROWS = ("names", "eps", "batch_size", "checks", "variants")
 """Keys that rows do not depend on, or that are columns of the rows."""
 FIT_KEYS = ("fit_split", "fit_clips")
-"""Keys that rows depend on only where a fitted attack runs."""
+"""Keys that rows depend on only where an attack uses clips besides those that it attacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,8 @@ class AttackSettings:
         seed: of targets, random starts and noise.
         wavs: clips per model, attack and eps for which wavs and a figure are saved.
         speech: measure PESQ and STOI, which are defined for speech only.
-        fit_split: split of the clips that fitted attacks such as universal learn from.
+        fit_split: split of the clips that fitted attacks such as universal learn from, and that attacks from predicted
+            labels begin at where they aim at a target.
         fit_clips: largest number of these clips, drawn with the seed of the data.
         checks: clips on which every attack is checked for signs of failure; 0 for none.
 
@@ -108,9 +109,14 @@ class AttackSettings:
         """The attacks that are fitted before they run."""
         return tuple(name for name in self.names if self.spec(name).fitted)
 
+    def uses_fit_clips(self, name: str) -> bool:
+        """Whether an attack is fitted to clips of fit_split, or begins at them."""
+        spec = self.spec(name)
+        return spec.fitted or (self.targeted and spec.takes_examples)
+
     def identity(self) -> dict[str, Any]:
         """Everything that a row depends on and that is not one of its columns, as plain values."""
-        unused = () if self.fitted_names else FIT_KEYS
+        unused = () if any(map(self.uses_fit_clips, self.names)) else FIT_KEYS
         values = {key: value for key, value in vars(self).items() if key not in (*NOT_IN_ROWS, *unused)}
         # The names count only where there are variants, so that these rows and those of other runs keep their identity.
         return {**values, "rules": RULES, **({"variants": dict(self.variants)} if self.variants else {})}

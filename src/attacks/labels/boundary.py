@@ -1,7 +1,7 @@
 """Boundary attack (Brendel, Rauber and Bethge 2018): a random walk along the decision boundary from predicted labels.
 Each round steps along the boundary at a constant distance from the clean input, then towards it; both step sizes adapt
-per example to their success rates. The walk starts from misclassified noise; an example for which none is found is
-returned unchanged."""
+per example to their success rates. The walk starts from misclassified noise, or towards a target from clips of its
+class; an example for which none is found is returned unchanged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import attack
-from src.attacks.labels.oracle import Oracle, bisect, start, within
+from src.attacks.labels.oracle import Examples, Oracle, bisect, start, within
 from src.attacks.model import Model
 from src.random_streams import RandomStreams
 from src.registry import Count, Positive
@@ -20,12 +20,13 @@ WINDOW = 10
 """Rounds between two adaptations of the step sizes."""
 
 
-@attack("boundary", kind="minimum_norm", norms=("l2",), access="labels")
+@attack("boundary", kind="minimum_norm", norms=("l2",), access="labels", takes_examples=True)
 def boundary(
     model: Model,
     x: Tensor,
     y: Tensor,
     threat: ThreatModel,
+    examples: Examples | None = None,
     *,
     rng: RandomStreams,
     targeted: bool,
@@ -43,7 +44,7 @@ def boundary(
         start_tries: rounds of growing noise in the search for a starting point.
     """
     oracle = Oracle(ActiveBatch(model, x, y, threat, rng, targeted), queries)
-    point, has_start = start(oracle, start_tries)
+    point, has_start = start(oracle, start_tries, examples)
     point = bisect(oracle, point, has_start, 10)
     result = point.clone()
     side_step, forward_step = x.new_full((len(x),), sideways), x.new_full((len(x),), forward)

@@ -3,6 +3,9 @@ bisection to the decision boundary."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,6 +18,12 @@ LEVELS = (1 / 64, 1 / 16, 1 / 4, 1, 4, 16)
 """Root mean squares of the growing noise, in units of that of the clip; bisection refines the level."""
 WIDTHS = (1, 4, 16, 64)
 """Lengths of the moving averages that color the noise: white noise alone reaches too few classes."""
+EXAMPLES = 16
+"""Examples of the target class, the nearest ones, that are tried as starting points."""
+NEARER = 0.9
+"""An example replaces the best starting point if it succeeds at this share of its distance."""
+Examples = tuple[Tensor, Tensor]
+"""Inputs [examples, ...] and their labels [examples] that an attacker has beforehand, such as training clips."""
 
 
 class Oracle:
@@ -50,8 +59,9 @@ class Oracle:
         return state
 
 
-def start(oracle: Oracle, tries: int) -> tuple[Tensor, Tensor]:
-    """A starting point that succeeds: the clean input if it is misclassified, else the clean input plus growing noise.
+def start(oracle: Oracle, tries: int, examples: Examples | None = None) -> tuple[Tensor, Tensor]:
+    """A starting point that succeeds: the clean input if it is misclassified, else, towards a target, a nearby example
+    of its class, else the clean input plus growing noise.
 
     Returns:
         (points [batch, ...]; whether they succeed, [batch] bool). Where `tries` rounds of growing noise fail, the point
@@ -61,6 +71,8 @@ def start(oracle: Oracle, tries: int) -> tuple[Tensor, Tensor]:
     x, threat = batch.x, batch.threat
     succeeds = oracle.query(x, torch.ones(len(x), dtype=torch.bool, device=x.device))
     point = x.clone()
+    if batch.targeted and examples is not None:
+        point, succeeds = _from_examples(oracle, point, succeeds, examples)
     rms = norm_of(x, "l2") / x[0].numel() ** 0.5
     rms = torch.where(rms > 0, rms, 1.0)
     for attempt in range(tries):
@@ -78,6 +90,43 @@ def start(oracle: Oracle, tries: int) -> tuple[Tensor, Tensor]:
             point = torch.where(column(hit, x), candidate, point)
             succeeds = succeeds | hit
     return point, succeeds
+
+
+def _from_examples(oracle: Oracle, point: Tensor, succeeds: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
+    """Starting points among the nearest examples of the target classes, as `start`. The first that succeeds is moved
+    to the boundary; each further one takes a query, and more only where it is nearer on its own line to the clean
+    input.
+
+    Args:
+        point: clean inputs, [batch, ...].
+        succeeds: which of them need no start, [batch] bool.
+    """
+    batch, (inputs, labels) = oracle.batch, examples
+    x, norm, misclassified = batch.x, batch.threat.norm, succeeds
+    best = torch.where(succeeds, 0, torch.full_like(point.flatten(1)[:, 0], math.inf))
+    for example, available in _nearest(x, batch.y, inputs.to(x), labels.to(batch.y), norm):
+        example = batch.threat.clip(example, x)
+        distance = norm_of(example - x, norm)
+        nearer = batch.threat.clip(between(x, example, (NEARER * best / distance).clamp(max=1), norm), x)
+        hit = oracle.query(nearer, available & ~misclassified & (distance > 0))
+        moved = bisect(oracle, nearer, hit, 8)
+        point = torch.where(column(hit, x), moved, point)
+        best = torch.where(hit, norm_of(moved - x, norm), best)
+        succeeds = succeeds | hit
+    return point, succeeds
+
+
+def _nearest(x: Tensor, y: Tensor, inputs: Tensor, labels: Tensor, norm: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The examples of each input's target class in the order of their distance: (examples [batch, ...]; whether there
+    is one, [batch] bool), at most `EXAMPLES` times."""
+    order = []
+    for clean, target in zip(x, y, strict=True):
+        index = (labels == target).nonzero().flatten()
+        order.append(index[norm_of(inputs[index] - clean, norm).argsort(stable=True)][:EXAMPLES])
+    for rank in range(max(map(len, order), default=0)):
+        available = torch.tensor([rank < len(index) for index in order], device=x.device)
+        chosen = torch.stack([index[rank] if rank < len(index) else y.new_zeros(()) for index in order])
+        yield inputs[chosen], available
 
 
 def _colored(noise: Tensor, width: int) -> Tensor:

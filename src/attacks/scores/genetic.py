@@ -12,12 +12,14 @@ from torch import Tensor
 from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import attack, finite_budgets
 from src.attacks.model import Model
+from src.attacks.scores.space import search_space
+from src.attacks.scores.tiles import SpaceName
 from src.random_streams import RandomStreams
 from src.registry import Count, Fraction, Positive
 from src.threat import ThreatModel, column
 
 
-@attack("genetic", kind="budget", norms=("linf", "l2"), access="scores")
+@attack("genetic", kind="budget", norms=("linf", "l2"), access="scores", needs_sample_rate=True)
 def genetic(
     model: Model,
     x: Tensor,
@@ -26,11 +28,15 @@ def genetic(
     *,
     rng: RandomStreams,
     targeted: bool,
+    sample_rate: int,
     queries: Count = 2000,
     population: Annotated[int, Ge(2)] = 20,
     mutation: Fraction = 0.05,
     mutation_size: Positive = 1.0,
     temperature: Positive = 0.3,
+    space: SpaceName = "tiles",
+    bands: Count = 8,
+    tile_s: Positive = 0.08,
 ) -> Tensor:
     """Genetic search by selection, crossover and mutation; the fitness is the margin.
 
@@ -40,11 +46,18 @@ def genetic(
         mutation: share of a child's entries that change.
         mutation_size: largest change of an entry, in units of eps (linf) or eps / sqrt(entries) (l2).
         temperature: of the selection of parents, in standard deviations of the fitness within the population.
+        space: what is searched: weights of time-frequency tiles, as in a linf ball of eps 1, or the samples themselves;
+            of a spectrogram always its bins.
+        bands: tiles in frequency, equally wide on the mel scale.
+        tile_s: seconds that a tile lasts.
     """
-    unit = finite_budgets(threat, x) * (mutation_size if threat.norm == "linf" else mutation_size / x[0].numel() ** 0.5)
-    batch = ActiveBatch(model, x, y, threat, rng, targeted)
+    searched = search_space(space, model, x, threat, rng, sample_rate=sample_rate, bands=bands, tile_s=tile_s)
+    start, threat = searched.start, searched.threat
+    unit = finite_budgets(threat, start) * mutation_size
+    unit = unit if threat.norm == "linf" else unit / start[0].numel() ** 0.5
+    batch = ActiveBatch(searched.model, start, y, threat, rng, targeted)
     # The fitness of the best member is known: only children take queries.
-    members, fitness = x[:, None], batch.score(x)[:, None]
+    members, fitness = start[:, None], batch.score(start)[:, None]
     used = 1
     while used < queries:
         unit, members, fitness = batch.keep(~batch.best.success, unit, members, fitness)
@@ -60,7 +73,7 @@ def genetic(
             new_members.append(child)
             used += 1
         members, fitness = torch.stack(new_members, 1), torch.stack(new_fitness, 1)
-    return batch.finish()
+    return searched.decode(batch.finish())
 
 
 def _child(

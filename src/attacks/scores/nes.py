@@ -11,12 +11,14 @@ from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import attack, finite_budgets
 from src.attacks.model import Model
 from src.attacks.scores.estimated_gradient import Tensors, follow
+from src.attacks.scores.space import search_space
+from src.attacks.scores.tiles import SpaceName
 from src.random_streams import RandomStreams
 from src.registry import Count, Fraction, Positive
 from src.threat import ThreatModel, column
 
 
-@attack("nes", kind="budget", norms=("linf", "l2"), access="scores")
+@attack("nes", kind="budget", norms=("linf", "l2"), access="scores", needs_sample_rate=True)
 def nes(
     model: Model,
     x: Tensor,
@@ -25,13 +27,17 @@ def nes(
     *,
     rng: RandomStreams,
     targeted: bool,
+    sample_rate: int,
     queries: Count = 2000,
-    pairs: Count = 25,
+    pairs: Count = 10,
     sigma: Positive = 0.5,
     learning_rate: Positive = 0.5,
     least_rate: Positive = 0.0005,
     momentum: Fraction = 0.9,
     patience: Count = 5,
+    space: SpaceName = "tiles",
+    bands: Count = 8,
+    tile_s: Positive = 0.08,
 ) -> Tensor:
     """Steps along a gradient estimated from the scores of Gaussian probes.
 
@@ -43,8 +49,14 @@ def nes(
         least_rate: smallest step size, in units of eps.
         momentum: weight of the previous direction.
         patience: number of recent margins that decide whether the step size is halved.
+        space: what is searched: weights of time-frequency tiles, as in a linf ball of eps 1, or the samples themselves;
+            of a spectrogram always its bins.
+        bands: tiles in frequency, equally wide on the mel scale.
+        tile_s: seconds that a tile lasts.
     """
-    eps = finite_budgets(threat, x)
+    searched = search_space(space, model, x, threat, rng, sample_rate=sample_rate, bands=bands, tile_s=tile_s)
+    start, threat = searched.start, searched.threat
+    eps = finite_budgets(threat, start)
 
     def rule(batch: ActiveBatch, iteration: int, grad: Tensor, level: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
         eps, velocity, rate, history = state
@@ -58,7 +70,8 @@ def nes(
             history = torch.where(stalled[:, None], level[:, None].expand_as(history), history)
         return step, (eps, velocity, rate, history)
 
-    batch = ActiveBatch(model, x, y, threat, rng, targeted)
-    probe = sigma * (eps if threat.norm == "linf" else eps / x[0].numel() ** 0.5)
-    state = (eps, torch.zeros_like(x), torch.full_like(eps, learning_rate), eps.new_empty(len(x), 0))
-    return follow(batch, RandomStreams.normal, probe, rule, state, queries=queries, pairs=pairs)
+    batch = ActiveBatch(searched.model, start, y, threat, rng, targeted)
+    probe = sigma * (eps if threat.norm == "linf" else eps / start[0].numel() ** 0.5)
+    state = (eps, torch.zeros_like(start), torch.full_like(eps, learning_rate), eps.new_empty(len(x), 0))
+    best = follow(batch, RandomStreams.normal, probe, rule, state, queries=queries, pairs=pairs)
+    return searched.decode(best)

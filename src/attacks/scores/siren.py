@@ -9,12 +9,14 @@ from torch import Tensor
 from src.attacks.active_batch import ActiveBatch
 from src.attacks.core import attack
 from src.attacks.model import Model
+from src.attacks.scores.space import search_space
+from src.attacks.scores.tiles import SpaceName
 from src.random_streams import RandomStreams
-from src.registry import Count, NonNegative
+from src.registry import Count, NonNegative, Positive
 from src.threat import ThreatModel, column
 
 
-@attack("siren", kind="budget", norms=("linf", "l2"), access="scores")
+@attack("siren", kind="budget", norms=("linf", "l2"), access="scores", needs_sample_rate=True)
 def siren(
     model: Model,
     x: Tensor,
@@ -23,12 +25,16 @@ def siren(
     *,
     rng: RandomStreams,
     targeted: bool,
+    sample_rate: int,
     queries: Count = 2000,
     particles: Count = 25,
     iterations: Count = 30,
     pull: NonNegative = 1.4961,
     first_inertia: NonNegative = 0.9,
     last_inertia: NonNegative = 0.1,
+    space: SpaceName = "tiles",
+    bands: Count = 8,
+    tile_s: Positive = 0.08,
 ) -> Tensor:
     """Particle swarm search: each perturbation is attracted to its own best and to the best of the swarm.
 
@@ -39,10 +45,15 @@ def siren(
         pull: acceleration towards a particle's own best and towards the best of the swarm.
         first_inertia: share of its velocity that a particle keeps at the start of an epoch.
         last_inertia: the same share at the end of an epoch.
+        space: what is searched: weights of time-frequency tiles, as in a linf ball of eps 1, or the samples themselves;
+            of a spectrogram always its bins.
+        bands: tiles in frequency, equally wide on the mel scale.
+        tile_s: seconds that a tile lasts.
     """
-    batch = ActiveBatch(model, x, y, threat, rng, targeted)
-    used, moves, position = 1, 0, x[:, None]
-    velocity, particle_best, particle_best_value = position, position, batch.score(x)[:, None]
+    searched = search_space(space, model, x, threat, rng, sample_rate=sample_rate, bands=bands, tile_s=tile_s)
+    batch = ActiveBatch(searched.model, searched.start, y, searched.threat, rng, targeted)
+    used, moves, position = 1, 0, batch.x[:, None]
+    velocity, particle_best, particle_best_value = position, position, batch.score(batch.x)[:, None]
     while used < queries:
         position, velocity, particle_best, particle_best_value = batch.keep(
             ~batch.best.success, position, velocity, particle_best, particle_best_value
@@ -70,4 +81,4 @@ def siren(
             particle_best_value[:, i] = torch.where(better, value, particle_best_value[:, i])
         used += particles
         moves += 1
-    return batch.finish()
+    return searched.decode(batch.finish())

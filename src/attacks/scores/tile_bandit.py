@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import attack, finite_budgets
+from src.attacks.core import attack
 from src.attacks.model import Model
-from src.attacks.scores.tiles import tiles_of
+from src.attacks.scores.space import clip_tiles, perturbation_size
 from src.random_streams import RandomStreams
 from src.registry import Count, NonNegative, Positive
 from src.threat import ThreatModel, column
@@ -114,11 +114,8 @@ def tile_bandit(
         noise: variance of what the linear model leaves unexplained, in units of the prior variance.
         floor: levels below this share of the perturbation count as equal.
     """
-    eps = finite_budgets(threat, x)
-    # The corners of the linf box have half this L2 norm: the loudest samples leave the box and are cut off.
-    size = eps if threat.norm == "l2" else 2 * eps * x.shape[1] ** 0.5
-    batch = ActiveBatch(model, x, y, threat, rng, targeted)
-    tiles = tiles_of(threat.masked(x), threat.masked(rng.normal(x)), size, sample_rate, tile_s, bands)
+    size, batch = perturbation_size(x, threat), ActiveBatch(model, x, y, threat, rng, targeted)
+    tiles = clip_tiles(x, threat, size, rng, sample_rate, tile_s, bands)
     clean = batch.score(x)
     size, clean, tiles = batch.keep(~batch.best.success, size, clean, tiles)
     posterior = Posterior.prior(tiles.shape, noise, size)

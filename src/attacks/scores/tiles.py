@@ -4,14 +4,17 @@ multiple of its own content, within a given L2 norm."""
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
+from src.random_streams import RandomStreams
 from src.stages.mdct import Mdct
 from src.threat import column
 
+SpaceName = Literal["tiles", "samples"]
+"""What an attack without gradients searches."""
 DEEPEST_CUT = 0.95
 """Largest share of a tile's content that is removed; its level stays finite."""
 
@@ -77,6 +80,10 @@ class Tiles:
             too_large = change(middle).norm(dim=1) > size
             low, high = torch.where(too_large, low, middle), torch.where(too_large, middle, high)
         return change(low)
+
+    def changes(self, rng: RandomStreams, like: Tensor) -> Tensor:
+        """Random changes [batch, time] of the levels, independent and of the same size for every tile."""
+        return self.synthesize(rng.normal(self.level))
 
     def synthesize(self, change: Tensor) -> Tensor:
         """The perturbation [batch, time] of these changes of the levels [batch, tiles]."""
