@@ -4,14 +4,15 @@ A section is a keyword-only dataclass defined by the code that uses it; a sub-se
 keyword-only parameters of that component. So each key is defined once, where it is used. Anything unknown or out of
 range is refused before any work, with the line, the choices and the nearest match.
 
-A sub-section of [ATTACK] with a name of its own and the key `attack` is a variant: that attack with other options."""
+A sub-section of [ATTACK] with a name of its own and the key `attack` is a variant: that attack with other options; and
+likewise one of [DEFENSE] with the key `defense`."""
 
 from __future__ import annotations
 
 import configparser
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -75,9 +76,25 @@ class DefenseSettings:
 
     Args:
         names: defenses, in the order they are applied; one may come twice; empty for none.
+
+    Attributes:
+        variants: names of defenses with options of their own, beside the registered ones -> the defense.
     """
 
-    names: tuple[DEFENSES.Name, ...] = ()  # type: ignore[name-defined]
+    names: tuple[str, ...] = ()
+    variants: Mapping[str, str] = field(default_factory=dict, kw_only=False)  # hence no key: sub-sections define it
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            choose(name, [*DEFENSES.names(), *self.variants], DEFENSES.kind)
+
+    def registered(self, name: str) -> str:
+        """The registered defense that a name stands for.
+
+        Raises:
+            ValueError: neither a defense nor a variant of one.
+        """
+        return self.variants.get(name) or choose(name, [*DEFENSES.names(), *self.variants], DEFENSES.kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +135,11 @@ COMPONENT_KEYS: dict[str, list[Key]] = {
     "ATTACK": [*COMMON_KEYS],
 }
 """Keys that every component of a section has, beside its own."""
-VARIANT_OF = Key("attack", str, "", "the attack that this is a variant of")
-"""The key that makes a sub-section of [ATTACK] a variant."""
+VARIANT_OF = {
+    "ATTACK": Key("attack", str, "", "the attack that this is a variant of"),
+    "DEFENSE": Key("defense", str, "", "the defense that this is a variant of"),
+}
+"""The key that makes a sub-section a variant, by section."""
 
 
 @dataclass(frozen=True)
@@ -149,59 +169,67 @@ class Config:
         return dict(self.components.get(f"{section}.{name}", {}))
 
 
-def keys_of_section(section: str, variants: Mapping[str, str] | None = None) -> list[Key]:
+def keys_of_section(section: str, variants: Mapping[str, Mapping[str, str]] | None = None) -> list[Key]:
     """The keys of a section or sub-section.
 
     Args:
-        variants: of attacks, name -> the attack.
+        variants: as `variants_of` gives them.
 
     Raises:
         ValueError: no such section, with the nearest match.
     """
-    variants = variants or {}
     parent, _, name = section.partition(".")
-    if parent == "ATTACK" and name in variants:
-        return [VARIANT_OF, *keys_of_section(f"ATTACK.{variants[name]}")]
-    if parent == "ATTACK" and name and name not in ATTACKS:
+    named = (variants or {}).get(parent, {})
+    if name in named:
+        return [VARIANT_OF[parent], *keys_of_section(f"{parent}.{named[name]}")]
+    if name and parent in VARIANT_OF and name not in COMPONENTS[parent]:
+        kind = VARIANT_OF[parent].name
         try:
-            ATTACKS[name]
+            COMPONENTS[parent][name]
         except ValueError as error:
-            raise ValueError(f"{error}; a variant says which attack it is: attack = ...") from None
+            raise ValueError(f"{error}; a variant says which {kind} it is: {kind} = ...") from None
     if name and parent in COMPONENTS:
         return [*COMPONENT_KEYS.get(parent, ()), *COMPONENTS[parent].keys(name)]
     choices = list(SECTIONS) + [f"{parent}.<name>" for parent in COMPONENTS]
     keys = keys_of(SECTIONS[choose(section, choices, "section")])
-    if section == "ATTACK":
-        keys = [replace(key, annotation=_attack_names(variants)) if key.name == "names" else key for key in keys]
+    if named:
+        keys = [replace(key, annotation=_names(section, key, named)) if key.name == "names" else key for key in keys]
     return keys
 
 
-def _attack_names(variants: Mapping[str, str]) -> Any:
-    """The type of [ATTACK] names where there are variants."""
-    choices = [*ATTACKS.names(), *variants]
-    return Listed[Annotated[str, AfterValidator(lambda value: choose(value, choices, ATTACKS.kind))]]
+def _names(section: str, key: Key, variants: Mapping[str, str]) -> Any:
+    """The type of the key `names` where there are variants."""
+    registry = COMPONENTS[section]
+    choices = [*registry.names(), *variants]
+    name = Annotated[str, AfterValidator(lambda value: choose(value, choices, registry.kind))]
+    return tuple[name, ...] if key.default == () else Listed[name]
 
 
-def variants_of(text: Mapping[str, Mapping[str, str]], places: Mapping[tuple[str, str], str]) -> dict[str, str]:
-    """The variants of attacks that a config defines, name -> the attack.
+def variants_of(
+    text: Mapping[str, Mapping[str, str]], places: Mapping[tuple[str, str], str]
+) -> dict[str, dict[str, str]]:
+    """The variants that a config defines: section -> name -> the registered component.
 
     Raises:
-        ValueError: a variant of an unknown attack, or under a name that is an attack's or no name.
+        ValueError: a variant of an unknown component, or under a name that is a component's or no name.
     """
-    variants = {}
+    variants: dict[str, dict[str, str]] = {section: {} for section in VARIANT_OF}
     for section, keys in text.items():
         parent, _, name = section.partition(".")
-        if parent != "ATTACK" or VARIANT_OF.name not in keys:
+        if not name or parent not in VARIANT_OF or VARIANT_OF[parent].name not in keys:
             continue
-        place = places[section, VARIANT_OF.name]
-        if name in ATTACKS:
-            if VARIANT_OF.name in {key.name for key in ATTACKS.keys(name)}:
+        registry, kind = COMPONENTS[parent], VARIANT_OF[parent].name
+        place = places[section, kind]
+        if name in registry:
+            if kind in {key.name for key in registry.keys(name)}:
                 continue
-            raise ValueError(f"{place}: {name} is itself an attack; give its variant a name of its own")
+            article = "an" if kind[0] in "aeiou" else "a"
+            raise ValueError(f"{place}: {name} is itself {article} {kind}; give its variant a name of its own")
         if not re.fullmatch(r"\w+", name):
-            raise ValueError(f"{place}: '{name}' cannot name a variant of an attack; use letters, digits and _")
+            article = "an" if kind[0] in "aeiou" else "a"
+            raise ValueError(f"{place}: '{name}' cannot name a variant of {article} {kind}; use letters, digits and _")
         try:
-            variants[name] = choose(keys[VARIANT_OF.name].strip(), ATTACKS.names(), ATTACKS.kind)
+            variants[parent][name] = choose(keys[kind].strip(), registry.names(), registry.kind)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
     return variants
@@ -239,9 +267,9 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     values = {section: _typed(section, text[section], places, variants) for section in text}
     for section in values.keys() - SECTIONS.keys():
         kind, _, name = section.partition(".")
-        if kind == "ATTACK" and name in variants:
-            name = variants[name]
-            del values[section][VARIANT_OF.name]
+        if name in variants.get(kind, {}):
+            name = variants[kind][name]
+            del values[section][VARIANT_OF[kind].name]
         try:
             COMPONENTS[kind].check_options(name, values[section])
         except ValueError as error:
@@ -249,7 +277,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     sections = {}
     for section, settings_class in SECTIONS.items():
         try:
-            derived = {"variants": variants} if section == "ATTACK" else {}
+            derived = {"variants": variants[section]} if section in variants else {}
             sections[section.lower()] = settings_class(**values.get(section, {}), **derived)
         except ValueError as error:
             raise ValueError(f"{places.get((section, ''), path)}: [{section}] {error}") from None
@@ -267,7 +295,10 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def _typed(
-    section: str, raw: Mapping[str, str], places: Mapping[tuple[str, str], str], variants: Mapping[str, str]
+    section: str,
+    raw: Mapping[str, str],
+    places: Mapping[tuple[str, str], str],
+    variants: Mapping[str, Mapping[str, str]],
 ) -> dict[str, Any]:
     """The strings of a section, converted by its schema."""
     try:

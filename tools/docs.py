@@ -24,7 +24,8 @@ KINDS = {"budget": "within a budget", "minimum_norm": "smallest perturbation", "
 INTRODUCTION = """# Every config key
 
 Generated from the code by `make docs`. A config file has the sections below; a component such as `pgd` has its own
-sub-section `[ATTACK.pgd]`, and `[ATTACK.pgd_100]` with `attack = pgd` is a variant of it under a name of its own.
+sub-section `[ATTACK.pgd]`, and `[ATTACK.pgd_100]` with `attack = pgd` is a variant of it under a name of its own, as is
+`[DEFENSE.coarse]` with `defense = quantize`.
 Lists are separated by commas. `--set SECTION.key=value` (or `SECTION.name.key=value`) overrides a key on the command
 line. Unknown sections, keys and names are refused with the nearest match."""
 

@@ -98,7 +98,7 @@ def configured_defenses(config: Config, names: Sequence[str] | None = None) -> l
     for name in config.defense.names if names is None else names:
         options = config.component("DEFENSE", name)
         places = options.pop("at", (WAVEFORM,))
-        entries += [{"name": name, "options": options, "at": place} for place in places]
+        entries += [{"name": config.defense.registered(name), "options": options, "at": place} for place in places]
     return entries
 
 
