@@ -95,6 +95,7 @@ class TrainingRun:
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {}
+        self.statistics: dict[str, Tensor] = {}  # Learner.statistics
 
     def bar(self, done: int) -> tqdm[Any]:
         return tqdm(total=self.training.epochs, initial=done, desc=self.name, unit="epoch", disable=not self.progress)
@@ -160,10 +161,11 @@ class TrainingRun:
     def learner(self, augmentation: Augmentation, mask: Tensor | None) -> Learner:
         """The part of the victim that the method trains on a batch with this mask: everything after its stage."""
 
-        def augmented(x: Tensor) -> Tensor:
+        def augmented(x: Tensor, first: int = 0) -> Tensor:
             for step in self.steps:
                 x = step(x)
-            return self.classify(x if self.features or x.dim() != 3 else augmentation.features(x), mask)
+            features = x if self.features or x.dim() != 3 else augmentation.features(x)
+            return self.classify(features, mask if mask is None else mask[first:])
 
         def plain(x: Tensor) -> Tensor:
             for step in self.steps:
@@ -171,7 +173,7 @@ class TrainingRun:
             return self.classify(x, mask)
 
         smoothing = self.training.label_smoothing
-        return Learner(augmented, plain, self.victim, self.bounds, augmentation.generator, smoothing)
+        return Learner(augmented, plain, self.victim, self.bounds, augmentation.generator, smoothing, self.statistics)
 
     def _update_average(self) -> None:
         """Move the average towards the weights; with a smaller decay in the first steps."""
@@ -228,6 +230,7 @@ class TrainingRun:
             "step": self.step,
             "history": self.history,
             "best": self.best,
+            "statistics": self.statistics,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -236,3 +239,4 @@ class TrainingRun:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.history, self.best = state["step"], list(state["history"]), dict(state["best"])
+        self.statistics = {name: value.to(self.device) for name, value in state.get("statistics", {}).items()}
