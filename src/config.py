@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import AfterValidator
-
 from src.datasets.prepare import DataSettings
 from src.evaluation import AttackSettings
 from src.evaluation.passing import COMMON_KEYS, check_passing
+from src.evaluation.variants import VARIANT_OF, attack_names, variants_of
 from src.output.results import ResultsSettings
 from src.registry import (
     ATTACKS,
@@ -114,8 +113,6 @@ COMPONENT_KEYS: dict[str, list[Key]] = {
     "ATTACK": [*COMMON_KEYS],
 }
 """Keys that every component of a section has, beside its own."""
-VARIANT_OF = Key("attack", str, "", "the attack that this is a variant of")
-"""The key that makes a sub-section of [ATTACK] a variant."""
 
 
 @dataclass(frozen=True)
@@ -167,39 +164,8 @@ def keys_of_section(section: str, variants: Mapping[str, str] | None = None) -> 
     choices = list(SECTIONS) + [f"{parent}.<name>" for parent in COMPONENTS]
     keys = keys_of(SECTIONS[choose(section, choices, "section")])
     if section == "ATTACK":
-        keys = [replace(key, annotation=_attack_names(variants)) if key.name == "names" else key for key in keys]
+        keys = [replace(key, annotation=attack_names(variants)) if key.name == "names" else key for key in keys]
     return keys
-
-
-def _attack_names(variants: Mapping[str, str]) -> Any:
-    """The type of [ATTACK] names where there are variants."""
-    choices = [*ATTACKS.names(), *variants]
-    return Listed[Annotated[str, AfterValidator(lambda value: choose(value, choices, ATTACKS.kind))]]
-
-
-def variants_of(text: Mapping[str, Mapping[str, str]], places: Mapping[tuple[str, str], str]) -> dict[str, str]:
-    """The variants of attacks that a config defines, name -> the attack.
-
-    Raises:
-        ValueError: a variant of an unknown attack, or under a name that is an attack's or no name.
-    """
-    variants = {}
-    for section, keys in text.items():
-        parent, _, name = section.partition(".")
-        if parent != "ATTACK" or VARIANT_OF.name not in keys:
-            continue
-        place = places[section, VARIANT_OF.name]
-        if name in ATTACKS:
-            if VARIANT_OF.name in {key.name for key in ATTACKS.keys(name)}:
-                continue
-            raise ValueError(f"{place}: {name} is itself an attack; give its variant a name of its own")
-        if not re.fullmatch(r"\w+", name):
-            raise ValueError(f"{place}: '{name}' cannot name a variant of an attack; use letters, digits and _")
-        try:
-            variants[name] = choose(keys[VARIANT_OF.name].strip(), ATTACKS.names(), ATTACKS.kind)
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
-    return variants
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
