@@ -16,8 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import AfterValidator
-
 from src.datasets.prepare import DataSettings
 from src.evaluation import AttackSettings
 from src.evaluation.passing import COMMON_KEYS, check_passing
@@ -41,6 +39,7 @@ from src.registry import (
 from src.smoothing import CertifySettings
 from src.speaker.settings import SpeakerSettings
 from src.training import TrainingSettings
+from src.variants import VARIANT_OF, names_type, variants_of
 from src.victims.stage import WAVEFORM
 
 
@@ -135,11 +134,6 @@ COMPONENT_KEYS: dict[str, list[Key]] = {
     "ATTACK": [*COMMON_KEYS],
 }
 """Keys that every component of a section has, beside its own."""
-VARIANT_OF = {
-    "ATTACK": Key("attack", str, "", "the attack that this is a variant of"),
-    "DEFENSE": Key("defense", str, "", "the defense that this is a variant of"),
-}
-"""The key that makes a sub-section a variant, by section."""
 
 
 @dataclass(frozen=True)
@@ -193,46 +187,11 @@ def keys_of_section(section: str, variants: Mapping[str, Mapping[str, str]] | No
     choices = list(SECTIONS) + [f"{parent}.<name>" for parent in COMPONENTS]
     keys = keys_of(SECTIONS[choose(section, choices, "section")])
     if named:
-        keys = [replace(key, annotation=_names(section, key, named)) if key.name == "names" else key for key in keys]
+        keys = [
+            replace(key, annotation=names_type(section, named, key.default)) if key.name == "names" else key
+            for key in keys
+        ]
     return keys
-
-
-def _names(section: str, key: Key, variants: Mapping[str, str]) -> Any:
-    """The type of the key `names` where there are variants."""
-    registry = COMPONENTS[section]
-    choices = [*registry.names(), *variants]
-    name = Annotated[str, AfterValidator(lambda value: choose(value, choices, registry.kind))]
-    return tuple[name, ...] if key.default == () else Listed[name]
-
-
-def variants_of(
-    text: Mapping[str, Mapping[str, str]], places: Mapping[tuple[str, str], str]
-) -> dict[str, dict[str, str]]:
-    """The variants that a config defines: section -> name -> the registered component.
-
-    Raises:
-        ValueError: a variant of an unknown component, or under a name that is a component's or no name.
-    """
-    variants: dict[str, dict[str, str]] = {section: {} for section in VARIANT_OF}
-    for section, keys in text.items():
-        parent, _, name = section.partition(".")
-        if not name or parent not in VARIANT_OF or VARIANT_OF[parent].name not in keys:
-            continue
-        registry, kind = COMPONENTS[parent], VARIANT_OF[parent].name
-        place = places[section, kind]
-        if name in registry:
-            if kind in {key.name for key in registry.keys(name)}:
-                continue
-            article = "an" if kind[0] in "aeiou" else "a"
-            raise ValueError(f"{place}: {name} is itself {article} {kind}; give its variant a name of its own")
-        if not re.fullmatch(r"\w+", name):
-            article = "an" if kind[0] in "aeiou" else "a"
-            raise ValueError(f"{place}: '{name}' cannot name a variant of {article} {kind}; use letters, digits and _")
-        try:
-            variants[parent][name] = choose(keys[kind].strip(), registry.names(), registry.kind)
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
-    return variants
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:

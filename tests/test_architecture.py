@@ -20,6 +20,7 @@ LAYERS = (
     {"victims"},
     {"budget"},
     {"threat"},
+    {"variants"},
     {"registry", "losses", "perception", "random_streams", "distributed"},
     {"files"},
 )

@@ -45,7 +45,7 @@ class AttackedModel:
     def undefended(self) -> Victim | None:
         """The model without the defenses that the attack has to pass; None where there is none to pass, or where the
         attacked representation is itself that of a defense."""
-        return self.model.victim.undefended() if self.crafter.undefended_tail() else None
+        return self.model.victim.undefended() if self.crafter.undefended_tail else None
 
 
 def attacked_model(config: Config, model: selection.Trained, device: torch.device) -> AttackedModel:

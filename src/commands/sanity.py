@@ -34,7 +34,7 @@ def is_transferred(config: Config, attacked: AttackedModel, name: str) -> bool:
     """Whether this attack never meets the defenses of the model, so that nothing about their gradient can be learned
     from it."""
     undefended = gradient_of(config.component("ATTACK", name)) == "undefended"
-    return undefended and attacked.crafter.undefended_tail() is not None
+    return undefended and attacked.crafter.undefended_tail is not None
 
 
 def search(
@@ -117,7 +117,7 @@ def on_clips(config: Config, attacked: AttackedModel, part: Clips, name: str, ep
     x, valid, y, z = crafter.load(part)
     if settings.targeted:
         y = crafter.targets(y, part.ids)
-    undefended = crafter.undefended_tail()
+    undefended = crafter.undefended_tail
     transfer_from = undefended and with_lengths(undefended, valid, crafter.head)
     with tqdm(desc=f"searching {name} for signs of failure", total=1, leave=False):
         return sanity_checks.check(

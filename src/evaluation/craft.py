@@ -115,6 +115,7 @@ class Crafter:
     def streams(self, ids: tuple[str, ...], purpose: str) -> RandomStreams:
         return RandomStreams(self.settings.seed, ids, purpose)
 
+    @functools.cached_property
     def undefended_tail(self) -> Chain | None:
         """The fast copy without the defenses that an attack has to pass; None where there are none to pass, or where
         the attacked representation is itself that of a defense."""
@@ -134,7 +135,7 @@ class Crafter:
         """
         tail = self.frozen_tail
         if gradient == "undefended":
-            tail = self.undefended_tail() or tail
+            tail = self.undefended_tail or tail
         chain = with_lengths(tail, valid, self.head)
         model: Model = chain
         if self.settings.adaptive:

@@ -101,6 +101,7 @@ class TrainingRun:
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {}
+        self.statistics: dict[str, Tensor] = {}  # Learner.statistics
 
     def bar(self, done: int) -> tqdm[Any]:
         return tqdm(total=self.training.epochs, initial=done, desc=self.name, unit="epoch", disable=not self.progress)
@@ -173,15 +174,16 @@ class TrainingRun:
         stage."""
         mask = self.mask_of(valid)
 
-        def augmented(x: Tensor) -> Tensor:
-            x = self.features_of(x, valid)
-            return self.classify(x if self.features or x.dim() != 3 else augmentation.features(x), mask)
+        def augmented(x: Tensor, first: int = 0) -> Tensor:
+            features = self.features_of(x, valid[first:])
+            features = features if self.features or x.dim() != 3 else augmentation.features(features)
+            return self.classify(features, mask if mask is None else mask[first:])
 
         def plain(x: Tensor) -> Tensor:
             return self.classify(self.features_of(x, valid), mask)
 
         smoothing = self.training.label_smoothing
-        return Learner(augmented, plain, self.victim, self.bounds, augmentation.generator, smoothing)
+        return Learner(augmented, plain, self.victim, self.bounds, augmentation.generator, smoothing, self.statistics)
 
     def _update_average(self) -> None:
         """Move the average towards the weights; with a smaller decay in the first steps."""
@@ -236,6 +238,7 @@ class TrainingRun:
             "step": self.step,
             "history": self.history,
             "best": self.best,
+            "statistics": self.statistics,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -244,3 +247,4 @@ class TrainingRun:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.history, self.best = state["step"], list(state["history"]), dict(state["best"])
+        self.statistics = {name: value.to(self.device) for name, value in state.get("statistics", {}).items()}

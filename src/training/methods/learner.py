@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +26,25 @@ class Learner:
         bounds: lowest and highest legal value of x.
         generator: of the random numbers of the epoch, on the device of x.
         smoothing: label smoothing.
+        statistics: batch-norm statistics of adversarial examples, where a method keeps them apart; it lives as long as
+            the training.
     """
 
-    augmented: Callable[[Tensor], Tensor]
+    augmented: Callable[..., Tensor]
     plain: Callable[[Tensor], Tensor]
     modules: nn.Module
     bounds: tuple[float, float]
     generator: torch.Generator
     smoothing: float
+    statistics: dict[str, Tensor] = field(default_factory=dict)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.augmented(x)
+    def __call__(self, x: Tensor, first: int = 0) -> Tensor:
+        """Logits of x [n, ...].
+
+        Args:
+            first: position in the batch of the first of them, where they are not the first n.
+        """
+        return self.augmented(x, first) if first else self.augmented(x)
 
     @contextmanager
     def evaluating(self) -> Iterator[Callable[[Tensor], Tensor]]:
