@@ -31,6 +31,7 @@ from benchmarks import (  # noqa: E402
     minimum_norm,
     scale,
     strength,
+    transformations,
 )
 from src.datasets import store  # noqa: E402
 from src.datasets.prepare import DataSettings, prepare  # noqa: E402
@@ -50,6 +51,7 @@ NAMES = (
     "audio_attacks",
     "black_box",
     "certify",
+    "transformations",
     "scale",
 )
 
@@ -97,6 +99,8 @@ def measure(
         chosen = torch.arange(0, len(clips), max(1, len(clips) // 16))[:16]
         work = black_box.run if name == "black_box" else audio_attacks.run
         return work(others, clips.waveforms(chosen), clips.labels[chosen])
+    if name == "transformations":
+        return transformations.run(victim, x, repeats)
     if name == "scale":
         return scale.run(ROOT / "experiments/keywords.ini")
     return certify.run(victim, x[0], repeats)
