@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import librosa
 import numpy as np
 import pytest
@@ -348,3 +351,14 @@ def test_a_long_chain_draws_from_the_examples_streams(clips) -> None:
     leaf = x.clone().requires_grad_()
     (grad,) = torch.autograd.grad(adaptive(defended, rng=RandomStreams(0, ids, "eot"), draws=2)(leaf)[:, 0].sum(), leaf)
     assert (grad != 0).float().mean() > 0.3
+
+
+def test_the_page_has_every_defense_with_its_defaults() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs/defenses.md").read_text(encoding="utf-8")
+    rows = {
+        match[1]: match[0] for match in re.finditer(r"^\| `(\w+)`.*$", page, re.M) if "method = warped" not in match[0]
+    }
+    assert sorted(rows) == DEFENSES.names()
+    for name in DEFENSES.names():
+        first = next(key.default for key in DEFENSES.keys(name) if key.name not in ("method", "n_fft", "hop_length"))
+        assert f"{first:g}" in rows[name].split("|")[3], (name, first)
