@@ -32,6 +32,7 @@ from benchmarks import (  # noqa: E402
     minimum_norm,
     scale,
     strength,
+    transformations,
 )
 from src.datasets import store  # noqa: E402
 from src.datasets.prepare import DataSettings, prepare  # noqa: E402
@@ -52,6 +53,7 @@ NAMES = (
     "black_box",
     "decisions",
     "certify",
+    "transformations",
     "scale",
 )
 
@@ -112,6 +114,8 @@ def measure(
         if name == "black_box":
             return black_box.run(others, x, y)
         return decisions.run(others, x, y, (train.waveforms(), train.labels))
+    if name == "transformations":
+        return transformations.run(victim, x, repeats)
     if name == "scale":
         return scale.run(ROOT / "experiments/keywords.ini")
     return certify.run(victim, x[0], repeats)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import librosa
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage, signal
 from torch import Tensor
 
+from src.evaluation.predict import ballots, majority
 from src.random_streams import RandomStreams
 from src.registry import DEFENSES
 from src.victims import checkpoint
+from src.victims.adaptive import Bpda, adaptive, once
 from src.victims.chain import Chain
 from src.victims.stage import Stage
 from tests.conftest import built_defense
@@ -227,3 +233,132 @@ def test_pagn_is_proportional_and_has_its_own_stream() -> None:
     ratio = float((stage.draw(loud, RandomStreams(0, ["b"], "noise")) - loud).norm() / loud.norm())
     assert 0.1 < ratio < 0.5, "overlapping frames average their noise"
     assert stage.lipschitz is None
+
+
+def test_gaussian_noise_has_its_sigma_anywhere_and_its_own_stream() -> None:
+    stage = DEFENSES["gaussian_noise"](sample_rate=RATE, sigma=0.05)
+    for shape in ((4, RATE), (4, 40, 101)):
+        x = torch.zeros(shape)
+        noise = stage.draw(x, RandomStreams(0, list("abcd"), "noise"))
+        assert abs(float(noise.std()) / 0.05 - 1) < 0.02
+        assert torch.equal(noise[2:3], stage.draw(x[2:3], RandomStreams(0, ["c"], "noise")))
+    loud = torch.full((1, RATE), 0.9)
+    torch.testing.assert_close(
+        stage.draw(loud, RandomStreams(0, ["a"], "noise")) - loud,
+        stage.draw(0 * loud, RandomStreams(0, ["a"], "noise")),
+        rtol=0, atol=1e-6,
+    )  # fmt: skip
+
+
+def test_many_draws_vote_behind_gaussian_noise() -> None:
+    """At a margin of one sigma a single draw errs in 16 % of the cases, the vote of 20 draws almost never."""
+    layer = torch.nn.Linear(1, 2).requires_grad_(False)
+    layer.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    layer.bias.zero_()
+    chain = Chain([DEFENSES["gaussian_noise"](sample_rate=RATE, sigma=0.1)], layer).eval()
+    x, ids = torch.full((400, 1), 0.1), [str(i) for i in range(400)]
+    labels = ballots(chain, x, RandomStreams(0, ids, "judge"))
+    assert labels.shape == (20, 400)
+    assert abs(float((labels == 1).float().mean()) - 0.159) < 0.02
+    assert (majority(labels) == 0).float().mean() > 0.99
+
+
+def test_trim_drops_silence_and_keeps_the_rest_in_order() -> None:
+    stage = DEFENSES["trim"](sample_rate=RATE, threshold_db=30.0, frame_ms=10.0)
+    x = torch.zeros(2, 1650, dtype=torch.float64)
+    x[0, 320:480], x[0, 960:1120], x[0, 1600:] = 0.5, -0.5, 0.25
+    x[0, 640:800] = 0.5 * 10 ** (-31 / 20)
+    x[1] = 0.1
+    y = stage(x)
+    expected = np.zeros(1650)
+    expected[:160], expected[160:320], expected[320:370] = 0.5, -0.5, 0.25
+    np.testing.assert_array_equal(y[0], expected)
+    assert torch.equal(y[1], x[1]), "nothing is quiet beside the rest"
+    assert torch.equal(stage(torch.zeros(1, 333)), torch.zeros(1, 333))
+    spoken = torch.randn(2, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    spoken[:, 100:300] *= 1e-3
+    small = DEFENSES["trim"](sample_rate=RATE, frame_ms=1.0)
+    assert torch.autograd.gradcheck(small, spoken.requires_grad_(), eps=1e-7, atol=1e-6)
+
+
+def test_trim_is_that_of_a_loop(clips) -> None:
+    stage = DEFENSES["trim"](sample_rate=RATE)
+    x = clips.waveforms(slice(4))
+    for clip, out in zip(x.numpy(), stage(x).numpy(), strict=True):
+        frames = [clip[i : i + 400] for i in range(0, RATE, 400)]
+        loudest = max(float((frame**2).sum()) for frame in frames)
+        kept = np.concatenate([frame for frame in frames if float((frame**2).sum()) >= 1e-4 * loudest])
+        np.testing.assert_array_equal(out, np.pad(kept, (0, RATE - len(kept))))
+
+
+def test_mel_inversion_keeps_the_mel_spectrogram_and_loses_the_phase(clips) -> None:
+    stage = DEFENSES["mel_inversion"](sample_rate=RATE)
+    x = clips.waveforms(slice(2))
+    y = stage.draw(x, RandomStreams(0, ["a", "b"], "phase"))
+    assert torch.equal(stage.draw(x, RandomStreams(0, ["a", "b"], "phase")), y)
+    assert torch.equal(stage.draw(x[1:], RandomStreams(0, ["b"], "phase")), y[1:])
+    mel = [librosa.feature.melspectrogram(y=z.numpy(), sr=RATE, n_fft=1024, hop_length=256, n_mels=80) for z in (x, y)]
+    error = np.linalg.norm(np.sqrt(mel[0]) - np.sqrt(mel[1])) / np.linalg.norm(np.sqrt(mel[0]))
+    assert error < 0.25
+    assert (x - y).norm() > 0.5 * x.norm(), "the waveform is another"
+    # What BPDA differentiates is near what Griffin-Lim gives, and its gradient is that of a formula.
+    near = stage.substitute(x, y)
+    assert (near - y).norm() < 0.35 * y.norm()
+    leaf = x.clone().requires_grad_()
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    (grad,) = torch.autograd.grad((Bpda(stage).draw(leaf, RandomStreams(0, ["a", "b"], "p")) * direction).sum(), leaf)
+    assert grad.isfinite().all()
+    assert (grad != 0).float().mean() > 0.9
+    small = DEFENSES["mel_inversion"](sample_rate=RATE, n_fft=16, hop_length=8, n_mels=3, iterations=4).double()
+    short = torch.randn(2, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    leaf = short[:1].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: small.substitute(x, short[1:]), leaf, eps=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in DEFENSES.names() if DEFENSES[n].waveform_only])
+def test_waveform_defenses_stand_at_waveforms_only(name: str) -> None:
+    victim = checkpoint.build(model="bc_resnet", classes=list("abcd"), sample_rate=RATE, n_samples=RATE)
+    with pytest.raises(ValueError, match=f"'{name}' needs a waveform"):
+        victim.defended([built_defense(name)], victim.representations[-1])
+
+
+def test_a_long_chain_draws_from_the_examples_streams(clips) -> None:
+    """Any chain at any position: alone and in a batch the same logits, and a gradient through all of it."""
+    victim = checkpoint.build(model="resnet", model_options={"widths": (4, 8)}, classes=list("abcd"),
+                              sample_rate=RATE, n_samples=RATE).eval()  # fmt: skip
+    last = victim.representations[-1]
+    defended = checkpoint.defend(
+        victim,
+        [
+            {"name": "trim"},
+            {"name": "gaussian_noise"},
+            {"name": "mp3"},
+            {"name": "bandpass"},
+            {"name": "gaussian_noise", "options": {"sigma": 0.1}, "at": last},
+            {"name": "feco", "options": {"ratio": 0.5}, "at": last},
+            {"name": "average", "options": {"width": 3}, "at": last},
+        ],
+    ).frozen()
+    assert [d.name for d in defended.defenses] == [
+        "trim", "gaussian_noise", "mp3", "bandpass", "gaussian_noise_2", "feco", "average",
+    ]  # fmt: skip
+    x, ids = clips.waveforms(slice(3)), list("abc")
+    logits = once(defended, x, RandomStreams(0, ids, "draw"))
+    assert torch.equal(once(defended, x, RandomStreams(0, ids, "draw")), logits)
+    torch.testing.assert_close(
+        once(defended, x[1:2], RandomStreams(0, ["b"], "draw")), logits[1:2], rtol=1e-3, atol=1e-3
+    )
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(adaptive(defended, rng=RandomStreams(0, ids, "eot"), draws=2)(leaf)[:, 0].sum(), leaf)
+    assert (grad != 0).float().mean() > 0.3
+
+
+def test_the_page_has_every_defense_with_its_defaults() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs/defenses.md").read_text(encoding="utf-8")
+    rows = {
+        match[1]: match[0] for match in re.finditer(r"^\| `(\w+)`.*$", page, re.M) if "method = warped" not in match[0]
+    }
+    assert sorted(rows) == DEFENSES.names()
+    for name in DEFENSES.names():
+        first = next(key.default for key in DEFENSES.keys(name) if key.name not in ("method", "n_fft", "hop_length"))
+        assert f"{first:g}" in rows[name].split("|")[3], (name, first)
