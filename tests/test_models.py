@@ -13,10 +13,11 @@ from src.victims.embedder import Embedder
 
 SHAPES = {
     "cnn": (128, 321), "bc_resnet": (40, 101), "tc_resnet8": (40, 101), "rescnn": (64, 160), "resnet": (40, 101),
-    "audionet": (32, 101), "xvector": (30, 101),
+    "audionet": (32, 101), "xvector": (30, 101), "ivector": (72, 71),
 }  # fmt: skip
-TINY = {"rescnn": {"width": 2}, "bc_resnet": {"width": 1}, "resnet": {"widths": (4, 8)}, "xvector": {"width": 8}}
-EMBEDDERS = {"audionet": 32, "xvector": 8, "rescnn": 16, "resnet": 8, "cnn": 256}
+TINY = {"rescnn": {"width": 2}, "bc_resnet": {"width": 1}, "resnet": {"widths": (4, 8)}, "xvector": {"width": 8},
+        "ivector": {"components": 3, "rank": 6}}  # fmt: skip
+EMBEDDERS = {"audionet": 32, "xvector": 8, "ivector": 6, "rescnn": 16, "resnet": 8, "cnn": 256}
 EVERY = sorted(SHAPES)
 
 
@@ -144,6 +145,7 @@ def test_gradient_of_the_gradient_norm(name: str) -> None:
         ("bc_resnet", (16000,), "freq, time"),
         ("audionet", (16000,), "freq, time"),
         ("xvector", (16000,), "freq, time"),
+        ("ivector", (16000,), "freq, time"),
     ],
 )
 def test_unfit_features_are_refused(name: str, shape: tuple[int, ...], message: str) -> None:
@@ -190,7 +192,7 @@ def test_an_embedder_is_a_linear_layer_on_its_embedding(name: str, size: int) ->
     torch.testing.assert_close(last(embedding), model(x))
 
 
-@pytest.mark.parametrize("name", ["audionet", "xvector"])
+@pytest.mark.parametrize("name", ["audionet", "xvector", "ivector"])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_any_number_of_frames(name: str, frozen: bool) -> None:
     """Features may be shortened on their way (compression, selection); clips shorter than the context too."""
@@ -203,15 +205,15 @@ def test_any_number_of_frames(name: str, frozen: bool) -> None:
             module.running_var.uniform_(0.5, 2)
     model = (victim.frozen() if frozen else victim).classifier
     features = 10 * torch.randn(3, *SHAPES[name])
-    for frames in (101, 64, 31, 24, 20, 2):
+    for frames in (features.shape[2], 64, 31, 24, 20, 2):
         x = features[..., :frames]
         logits = model(x)
         assert logits.isfinite().all()
         lengths = torch.tensor([frames, max(1, frames - 7), max(1, frames // 2)])
-        mask = torch.arange(101) < lengths[:, None]
+        mask = torch.arange(features.shape[2]) < lengths[:, None]
         padded = torch.where(mask[:, None], features, torch.full_like(features, 99.0))
         alone = torch.cat([model(features[i : i + 1, :, :n]) for i, n in enumerate(lengths.tolist())])
         torch.testing.assert_close(model(padded, mask), alone, atol=1e-4, rtol=1e-4)
         one_row = model(padded[1:2].expand(4, -1, -1), mask[1:2])
         torch.testing.assert_close(one_row, alone[1:2].expand(4, -1), atol=1e-4, rtol=1e-4)
-    assert (model(features[..., :101]) - model(features[..., :50])).abs().max() > 1e-4
+    assert (model(features) - model(features[..., :50])).abs().max() > 1e-4

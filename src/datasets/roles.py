@@ -9,7 +9,15 @@ from src.random_streams import derive_seed
 
 
 def seeded_roles(
-    speakers: Mapping[str, str], enrolled: int, imposters: int, validation: float, test: float, seed: int
+    speakers: Mapping[str, str],
+    enrolled: int,
+    imposters: int,
+    validation: float,
+    test: float,
+    seed: int,
+    *,
+    groups: Mapping[str, str] | None = None,
+    background: bool = True,
 ) -> dict[str, str]:
     """The split of every utterance, by the role of its speaker.
 
@@ -20,6 +28,8 @@ def seeded_roles(
 
     Args:
         speakers: clip id -> speaker.
+        groups: clip id -> session, whose clips stay in one split; None where every clip stands alone.
+        background: some of these speakers must be left to train on.
 
     Returns:
         clip id -> split.
@@ -28,7 +38,7 @@ def seeded_roles(
         ValueError: no speaker is left for the background.
     """
     names = sorted(set(speakers.values()), key=lambda name: (derive_seed(seed, name, "role"), name))
-    if enrolled + imposters >= len(names):
+    if background and enrolled + imposters >= len(names):
         raise ValueError(
             f"{enrolled} enrolled speakers and {imposters} imposters leave none of the {len(names)} to train on"
         )
@@ -45,6 +55,6 @@ def seeded_roles(
         else:
             splits[clip] = role
     as_role = {"train": "enrollment", "validation": "calibration", "test": "test"}
-    of_enrolled = seeded_split(members["enrolled"], {}, validation, test, seed)
+    of_enrolled = seeded_split(members["enrolled"], groups or {}, validation, test, seed)
     splits |= {clip: as_role[split] for clip, split in of_enrolled.items()}
-    return splits | seeded_split(members["background"], {}, validation, 0.0, seed)
+    return splits | seeded_split(members["background"], groups or {}, validation, 0.0, seed)

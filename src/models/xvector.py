@@ -3,8 +3,6 @@ network, mean and standard deviation over the frames, and an embedding."""
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -68,11 +66,11 @@ class XVector(nn.Module):
             valid = torch.ones(1, x.shape[-1], dtype=torch.bool, device=x.device) if valid is None else valid
             x, valid = F.pad(x, (0, missing)), F.pad(valid, (0, missing), value=False)
         if valid is None:
-            return cast(Tensor, self.embedding(self.statistics(self.frames(x), None)))
+            return self.embedding(self.statistics(self.frames(x), None))
         # An output frame counts where the last frame of its context does; of a clip shorter than that, the first one.
         counted = valid[:, self.context - 1 :]
         counted = torch.cat([valid.any(1, keepdim=True), counted[:, 1:]], 1)
-        return cast(Tensor, self.embedding(self.statistics(self.frames(x * valid[:, None]), counted[:, None])))
+        return self.embedding(self.statistics(self.frames(x * valid[:, None]), counted[:, None]))
 
     def statistics(self, x: Tensor, counted: Tensor | None) -> Tensor:
         """Mean and standard deviation [batch, 2 n] of x [batch, n, time] over the counted frames
@@ -89,4 +87,4 @@ class XVector(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features [batch, freq, time] and the mask of valid frames [batch, time] or [1, time]
         -> logits [batch, n_classes]."""
-        return cast(Tensor, self.linear(self.dropout(self.embed(x, mask))))
+        return self.linear(self.dropout(self.embed(x, mask)))

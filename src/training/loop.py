@@ -21,7 +21,7 @@ from src.files import fingerprint
 from src.random_streams import derive_seed
 from src.training.batches import fit_stages
 from src.training.memory import differences, facts_of, resume
-from src.training.run import TrainingRun
+from src.training.run import Estimated, TrainingRun, check_estimated
 from src.training.settings import TrainingSettings
 from src.victims import checkpoint
 from src.victims.victim import Victim
@@ -61,6 +61,7 @@ def fit(
     device = torch.device(device)
     stage = victim.representations[-1] if training.stage == "auto" else training.stage
     victim.split(stage)  # raises for an unknown representation, before any work
+    check_estimated(victim.classifier, training, gradient_penalty)
     settings = {
         "training": training.identity(),
         "gradient_penalty": gradient_penalty,
@@ -88,7 +89,11 @@ def fit(
     start = time.perf_counter() - (state["seconds"] if state else 0.0)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), run.bar(len(run.history)) as bar:
-        for epoch in range(len(run.history), training.epochs):
+        epochs = range(len(run.history), training.epochs)
+        if isinstance(victim.classifier, Estimated):
+            run.estimate()
+            epochs = range(0)
+        for epoch in epochs:
             torch.manual_seed(derive_seed(training.seed, epoch, "dropout"))
             run.epoch(epoch, bar)
             seconds = time.perf_counter() - start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from src.datasets.store import Clips
-from src.random_streams import RandomStreams
+from src.random_streams import RandomStreams, derive_seed
 from src.registry import ATTACKS, METHODS, keys_of
 from src.threat import ThreatModel
 from src.training.batches import Augmentation, Source, augments_waveform, batches
@@ -24,6 +24,23 @@ from src.victims.adaptive import Bpda
 from src.victims.chain import Chain, represent
 from src.victims.stage import WAVEFORM, Stage
 from src.victims.victim import Victim
+
+
+@runtime_checkable
+class Estimated(Protocol):
+    """A classifier whose parameters are estimated from all training features at once, not learned by gradients."""
+
+    def estimate(self, features: Tensor, labels: Tensor, mask: Tensor, seed: int) -> list[float]:
+        """Set the parameters from features [n, freq, time], labels [n] and the mask of valid frames [n, time]; returns
+        the log-likelihood after each step."""
+
+
+def check_estimated(classifier: nn.Module | None, training: TrainingSettings, gradient_penalty: float = 0.0) -> None:
+    """Raises ValueError where settings of a training by gradients are set for a model that is estimated."""
+    if isinstance(classifier, Estimated) and (gradient_penalty or training.method != "standard" or training.mixup):
+        raise ValueError(
+            "a model that is estimated, not trained by gradients, takes no method, gradient_penalty or mixup"
+        )
 
 
 def rows_for(mask: Tensor, n: int) -> Tensor:
@@ -168,6 +185,38 @@ class TrainingRun:
             self.best = {"epoch": epoch + 1, "accuracy": accuracy, "loss": loss_valid, "state": state}
         bar.update()
         bar.set_postfix(loss=f"{total / seen:.3f}", lr=f"{rate:.2g}", acc=f"{accuracy:.3f}")
+
+    def estimate(self) -> None:
+        """The place of all epochs for a model whose parameters are estimated: one pass over the training clips, whose
+        features are augmented once and are all in memory at a time, then validation."""
+        classifier, t = self.victim.classifier, self.training
+        assert isinstance(classifier, Estimated)
+        augmentation = Augmentation(t, 0, self.sample_rate, self.noise, self.device)
+        self.average = None
+        parts = []
+        with torch.no_grad():
+            for x, y, valid in batches(self.source, t, 0, augmentation):
+                x = self.features_of(x, valid)
+                mask = torch.ones(len(x), x.shape[-1], dtype=torch.bool, device=x.device)
+                mask = mask if not self.victim.uses_mask else self.victim.frame_mask(valid)
+                parts.append((augmentation.features(x), y.argmax(1), mask))
+            features, labels, mask = (torch.cat(part) for part in zip(*parts, strict=True))
+            likelihoods = classifier.estimate(features, labels, mask, derive_seed(t.seed, "estimate"))
+            logits = [logits_of(self.victim, x, m) for x, m in zip(features.split(64), mask.split(64), strict=True)]
+            loss = F.cross_entropy(torch.cat(logits), labels).item()
+        loss_valid, accuracy = self.validate()
+        self.history.append(
+            {
+                "epoch": 1,
+                "loss": loss,
+                "learning_rate": 0.0,
+                "validation_loss": loss_valid,
+                "validation_accuracy": accuracy,
+                "log_likelihood": likelihoods[-1],
+            }
+        )
+        state = {key: value.detach().clone() for key, value in self.victim.state_dict().items()}
+        self.best = {"epoch": 1, "accuracy": accuracy, "loss": loss_valid, "state": state}
 
     def learner(self, augmentation: Augmentation, valid: Tensor) -> Learner:
         """The part of the victim that the method trains on a batch with these valid samples: everything after its
