@@ -244,7 +244,8 @@ def test_attacks_do_not_stop_on_the_boundary_of_a_random_model(name: str) -> Non
     x, y = torch.zeros(8, 16), torch.zeros(8, dtype=torch.long)
     bounded = name in ("pgd", "apgd", "standard", "square")
     threat = ThreatModel("linf" if bounded else "l2", 2.0 if bounded else float("inf"))
-    options = {"hopskipjump": {"queries": 400}, "square": {"queries": 100}, "cw": {"steps": 50}}.get(name, {})
+    in_samples = {"queries": 400, "space": "samples", "sample_rate": 16000}
+    options = {"hopskipjump": in_samples, "square": {"queries": 100}, "cw": {"steps": 50}}.get(name, {})
     eot = adaptive(chain, rng=RandomStreams(0, IDS, "eot"), draws=10)
     x_adv = ATTACKS[name](eot, x, y, threat, rng=RandomStreams(0, IDS, name), targeted=False, **options)
     labels = ballots(chain, x_adv, RandomStreams(1, IDS, "judge"))
