@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
-import runpy
 import sys
 from pathlib import Path
 from statistics import median
@@ -19,6 +18,7 @@ from statistics import median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from experiments.scripts import call  # noqa: E402
 from src import cli  # noqa: E402
 from src.commands import selection  # noqa: E402
 from src.config import Config  # noqa: E402
@@ -28,17 +28,6 @@ from src.smoothing import summary  # noqa: E402
 
 STAGES = ("magnitude", "normalize", "waveform")
 METHODS = ("gaussian", "consistency", "smoothadv", "macer")
-
-
-def call(script: str, args: argparse.Namespace, *overrides: str) -> None:
-    """Run one script of Earshot in this process; its failure ends the study with its exit code."""
-    settings = [*args.set, *overrides]
-    sys.argv = [script, "--config", args.config, *(part for setting in settings for part in ("--set", setting))]
-    try:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    except SystemExit as end:
-        if end.code:
-            raise
 
 
 def rows_of(folder: Path, pattern: str) -> list[dict[str, str]]:

@@ -311,3 +311,18 @@ def test_a_model_that_uses_a_mask_takes_clips_of_any_length() -> None:
         checkpoint.check_fits(build(), None, sample_rate=RATE, n_samples=123)
     with pytest.raises(ValueError, match="another sample rate"):
         checkpoint.check_fits(build(masked_pooling=True), None, sample_rate=8000, n_samples=123)
+
+
+@pytest.mark.parametrize("front_end", ["audionet", "xvector", "ivector"])
+def test_a_batch_from_which_every_clip_has_gone_is_empty(front_end: str) -> None:
+    """An attack hands on only the examples that it still works on, and these may be none."""
+    victim = checkpoint.build(
+        model="audionet", front_end=front_end, classes="abc", sample_rate=16000, n_samples=16000
+    ).eval()
+    valid = torch.arange(16000) < torch.tensor([[16000], [9000]])
+    chain = with_lengths(victim.frozen(), valid)
+    none = torch.empty(0, dtype=torch.long)
+    assert isinstance(chain, WithLengths)
+    part = chain.select(none)
+    assert part.valid.shape == (0, 16000)
+    assert part.select(torch.empty(0, dtype=torch.long)).frame_mask(part.valid).shape[0] == 0

@@ -41,7 +41,7 @@ class Voiced(Stage):
         if self.valid is not None:
             valid = self.valid.flatten(1, -2).any(1)
             loudness = loudness.masked_fill(~valid, -math.inf)
-            counts = torch.tensor([[self.kept(n)] for n in valid.sum(1).tolist()], device=x.device)
+            counts = self._counts(valid)[:, None]
         # Stable, so that of frames with the same loudness, such as silence, the first ones are kept.
         order = loudness.argsort(dim=-1, descending=True, stable=True)[:, : self.kept(frames)]
         is_kept = torch.arange(order.shape[1], device=x.device) < counts
@@ -67,5 +67,9 @@ class Voiced(Stage):
 
     def valid_output(self, valid: Tensor) -> Tensor:
         rows = valid.flatten(1, -2).any(1)
-        counts = torch.tensor([[[self.kept(n)]] for n in rows.sum(1).tolist()], device=valid.device)
+        counts = self._counts(rows)[:, None, None]
         return torch.arange(self.kept(valid.shape[-1]), device=valid.device) < counts
+
+    def _counts(self, valid: Tensor) -> Tensor:
+        """Kept frames of each clip with these valid frames, [batch, frames] -> [batch] long."""
+        return torch.tensor([self.kept(n) for n in valid.sum(1).tolist()], dtype=torch.long, device=valid.device)
