@@ -296,7 +296,7 @@ def test_a_model_that_cannot_take_fewer_frames_is_refused() -> None:
     assert "\n" not in str(error.value)
     assert torch.equal(torch.get_rng_state(), state), "the trial takes nothing from the global stream"
     assert victim.training
-    with pytest.raises(ValueError, match=r"'feco' needs frames .* \(DEFENSE.feco.at = one of magnitude, mel"):
+    with pytest.raises(ValueError, match=r"'feco' needs frames .* DEFENSE.feco.at \(choices: magnitude, mel"):
         victim.defended([feco()])
     victim.defended([feco(ratio=1.0)], last)
     with pytest.raises(ValueError, match="has no inverse"):
