@@ -13,7 +13,16 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from src.defenses import clustering
-from src.defenses.clustering import in_order, kmeans, plus_plus_start, random_start, squared_error, warped_kmeans
+from src.defenses.clustering import (
+    exchange,
+    in_order,
+    kmeans,
+    lloyd,
+    plus_plus_start,
+    random_start,
+    squared_error,
+    warped_kmeans,
+)
 from src.random_streams import RandomStreams
 from src.registry import DEFENSES
 from src.stages.front_ends import log_mel, mfcc
@@ -53,22 +62,38 @@ def test_lloyd_is_that_of_scikit_learn_from_the_same_start(clips) -> None:
     valid, counts = everything(frames, 20)
     uniform = torch.rand(8, 20, 1 + clustering.TRIALS, generator=torch.Generator().manual_seed(0)).double()
     centers = plus_plus_start(frames, valid, uniform)
-    ours = kmeans(frames, valid, counts, centers, 300)
+    ours = in_order(lloyd(frames, valid, counts, centers, 300))
     for x, start, labels in zip(frames, centers, ours, strict=True):
         peer = KMeans(20, init=start.numpy(), n_init=1, tol=0, max_iter=300, algorithm="lloyd").fit(x.numpy())
         assert torch.equal(in_order(torch.tensor(peer.labels_)[None])[0], labels)
         torch.testing.assert_close(squared_error(x[None], labels[None]).item(), peer.inertia_)
 
 
-def test_the_start_is_as_good_as_that_of_scikit_learn(clips) -> None:
+def test_the_default_ends_below_scikit_learn(clips) -> None:
     frames = features(clips, 16).transpose(1, 2)
-    stage = feco(iterations=300)
+    valid = everything(frames, 20)[0]
     ours, peer = [], []
     for seed in range(3):
         random = streams(16, str(seed)).uniform(torch.empty(16, dtype=torch.float64))
-        ours.append(squared_error(frames, stage._labels(frames, everything(frames, 20)[0], random)).mean())
+        ours.append(squared_error(frames, feco()._labels(frames, valid, random)).mean())
         peer.append(np.mean([KMeans(20, n_init=1, random_state=seed).fit(x.numpy()).inertia_ for x in frames]))
-    assert np.mean(ours) < 1.02 * np.mean(peer)
+    assert np.mean(ours) < np.mean(peer)
+
+
+def test_exchange_goes_on_where_lloyd_stops_until_no_frame_can_move() -> None:
+    frames = noise(6, 14, 2)
+    valid, counts = everything(frames, 4)
+    stopped = lloyd(frames, valid, counts, frames[:, :4], 100)
+    labels = exchange(frames, stopped, counts, 4, 200)
+    errors = squared_error(frames, labels)
+    assert (errors <= squared_error(frames, stopped) + 1e-12).all()
+    assert (errors < squared_error(frames, stopped) - 1e-9).any()
+    for clip, frame, label in itertools.product(range(6), range(14), range(4)):
+        if (labels[clip] == labels[clip, frame]).sum() > 1:
+            moved = labels[clip : clip + 1].clone()
+            moved[0, frame] = label
+            assert squared_error(frames[clip : clip + 1], moved) > errors[clip] * (1 - 1e-5)
+    assert torch.equal(in_order(labels), kmeans(frames, valid, counts, frames[:, :4], 200))
 
 
 def test_plus_plus_draws_far_frames_and_none_that_does_not_count() -> None:
@@ -96,15 +121,14 @@ def optimum(x: np.ndarray, k: int) -> float:
 def test_warped_segments_are_consecutive_and_no_boundary_can_move() -> None:
     frames = noise(12, 11, 2).cumsum(1)
     valid, counts = everything(frames, 4)
-    labels = warped_kmeans(frames, valid, counts, 100)
+    labels = warped_kmeans(frames, valid, counts)
     steps = labels.diff(dim=1)
     assert ((steps == 0) | (steps == 1)).all()
     assert (labels[:, 0] == 0).all()
     assert (labels[:, -1] == 3).all()
     errors = squared_error(frames, labels)
     equal = (torch.arange(11) * 4 // 11).expand(12, -1)
-    start = squared_error(frames, warped_kmeans(frames, valid, counts, 1))
-    assert (errors <= start + 1e-9).all()
+    assert (errors <= squared_error(frames, equal) + 1e-9).all()
     assert (errors < squared_error(frames, equal)).float().mean() > 0.8
     for i in (steps == 1).nonzero().tolist():
         clip, last = i
@@ -272,7 +296,7 @@ def test_a_model_that_cannot_take_fewer_frames_is_refused() -> None:
     assert "\n" not in str(error.value)
     assert torch.equal(torch.get_rng_state(), state), "the trial takes nothing from the global stream"
     assert victim.training
-    with pytest.raises(ValueError, match=r"'feco' needs frames .* \(DEFENSE.feco.at = one of magnitude, mel"):
+    with pytest.raises(ValueError, match=r"'feco' needs frames .* DEFENSE.feco.at \(choices: magnitude, mel"):
         victim.defended([feco()])
     victim.defended([feco(ratio=1.0)], last)
     with pytest.raises(ValueError, match="has no inverse"):

@@ -1,5 +1,6 @@
-"""k-means of the frames of every clip of a batch at once: greedy k-means++ (Arthur and Vassilvitskii 2007) and Lloyd's
-algorithm, and warped k-means (Leiva and Vidal 2013), whose clusters are consecutive frames.
+"""k-means of the frames of every clip of a batch at once: greedy k-means++ (Arthur and Vassilvitskii 2007), Lloyd's
+algorithm and Hartigan's exchange of frames, which goes on where Lloyd's stops (Telgarsky and Vattani 2010); and warped
+k-means (Leiva and Vidal 2013), whose clusters are consecutive frames.
 
 Frames are [batch, n, d]; labels are long [batch, n], from 0, and -1 for frames that do not count. Every clip has its
 own number of clusters; nothing depends on the other clips of the batch."""
@@ -11,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-TRIALS = 6
+TRIALS = 2
 """Candidates in each step of greedy k-means++."""
 
 
@@ -30,14 +31,22 @@ def squared_error(frames: Tensor, labels: Tensor) -> Tensor:
 
 
 def kmeans(frames: Tensor, valid: Tensor, n_clusters: Tensor, centers: Tensor, iterations: int) -> Tensor:
-    """Labels by Lloyd's algorithm, numbered by their first frames; no cluster is empty.
+    """Labels by Lloyd's algorithm and then Hartigan's exchange, numbered by their first frames; no cluster is empty.
 
     Args:
         valid: bool [batch, n], the frames that count.
         n_clusters: of each clip [batch], at most its valid frames.
         centers: to start from, [batch, most clusters, d].
-        iterations: at most; a clip stops when no frame changes its cluster.
+        iterations: of each of the two, at most.
     """
+    labels = lloyd(frames, valid, n_clusters, centers, iterations)
+    labels = exchange(frames, labels, n_clusters, centers.shape[1], iterations)
+    return in_order(_fill_empty(frames, labels, n_clusters))
+
+
+def lloyd(frames: Tensor, valid: Tensor, n_clusters: Tensor, centers: Tensor, iterations: int) -> Tensor:
+    """Labels after frames went to the nearest center and centers to the mean of their frames, in turns, until no frame
+    of a clip changes its cluster; arguments as for `kmeans`."""
     unused = torch.arange(centers.shape[1], device=frames.device) >= n_clusters[:, None]
     labels = torch.full(valid.shape, -2, device=frames.device)
     rows = torch.arange(len(frames), device=frames.device)  # the clips that still change
@@ -48,22 +57,63 @@ def kmeans(frames: Tensor, valid: Tensor, n_clusters: Tensor, centers: Tensor, i
         nearest = torch.baddbmm(offset[:, None], x, centers.transpose(1, 2)).max(2).indices.masked_fill_(~inside, -1)
         changed = (nearest != labels[rows]).any(1)
         labels[rows] = nearest
-        rows = rows[changed]
+        if not changed.all():
+            rows, x, inside, nearest, centers = (t[changed] for t in (rows, x, inside, nearest, centers))
         if not len(rows):
             break
-        x, inside = frames[rows], valid[rows]
-        centers = _means(x, nearest[changed], centers[changed])
-    return in_order(_fill_empty(frames, labels, n_clusters))
+        centers = _means(x, nearest, centers)[0]
+    return labels
 
 
-def _means(frames: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
-    """The mean of each cluster; the old center where it has no frame."""
+def exchange(frames: Tensor, labels: Tensor, n_clusters: Tensor, most: int, iterations: int) -> Tensor:
+    """Labels after single frames moved to another cluster where the squared error falls, which accounts for the change
+    of both means: of every cluster at most the best frame leaves and the best one enters at once.
+
+    Args:
+        most: clusters of any clip.
+        iterations: at most; a clip stops when its error does not fall.
+    """
+    unused = torch.arange(most, device=frames.device) >= n_clusters[:, None]
+    squares = frames.square().sum(2, keepdim=True)
+    points = torch.cat([frames * -2, squares, torch.ones_like(squares)], 2)
+    rows = torch.arange(len(frames), device=frames.device)  # the clips whose error still falls
+    x, current, error = frames, labels, frames.new_full((len(frames),), math.inf)
+    labels = labels.clone()
+    for last in (*[False] * iterations, True):
+        member = current.clamp_min(0)
+        centers, counts = _means(x, current, x.new_zeros(len(x), most, x.shape[2]))
+        own = centers.flatten(0, 1)[(member + most * torch.arange(len(x), device=x.device)[:, None]).flatten()]
+        distance = (x - own.view_as(x)).square_().sum(2) * (current >= 0)
+        falls = distance.sum(1) < error
+        if not falls.all():
+            rows, x, points, current, member, centers, counts, distance = (
+                t[falls] for t in (rows, x, points, current, member, centers, counts, distance)
+            )
+        labels[rows], error = current, distance.sum(1)
+        if last or not len(rows):
+            break
+        # Leaving a cluster of n saves n / (n - 1) of the squared distance, entering one costs n / (n + 1) of it.
+        sizes = counts.gather(1, member)
+        saved = distance * (sizes > 1) * sizes / (sizes - 1).clamp_min(1)
+        share = counts / (counts + 1)
+        offset = (centers.square().sum(2) * share).masked_fill_(unused[rows], math.inf)
+        costs = points @ torch.cat([centers * share[..., None], share[..., None], offset[..., None]], 2).mT
+        cost, target = costs.scatter_(2, member[..., None], math.inf).min(2)
+        gain = saved - cost
+        best = [x.new_zeros(len(rows), most).scatter_reduce_(1, i, gain, "amax").gather(1, i) for i in (member, target)]
+        moves = (gain > 1e-6 * distance) & (gain >= best[0]) & (gain >= best[1])
+        current = torch.where(moves, target, labels[rows])
+    return labels
+
+
+def _means(frames: Tensor, labels: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean of each cluster, the old center where it has no frame; number of its frames [batch, most])."""
     batch, most, d = centers.shape
     # One more row per clip takes the frames that do not count.
     index = (labels.remainder(most + 1) + (most + 1) * torch.arange(batch, device=labels.device)[:, None]).flatten()
     sums = frames.new_zeros(batch * (most + 1), d).index_add_(0, index, frames.flatten(0, 1)).view(batch, -1, d)[:, :-1]
-    counts = torch.bincount(index, minlength=batch * (most + 1)).view(batch, -1, 1)[:, :-1]
-    return torch.where(counts > 0, sums / counts.clamp_min(1), centers)
+    counts = torch.bincount(index, minlength=batch * (most + 1)).view(batch, -1)[:, :-1].to(frames.dtype)
+    return torch.where(counts[..., None] > 0, sums / counts[..., None].clamp_min(1), centers), counts
 
 
 def _fill_empty(frames: Tensor, labels: Tensor, n_clusters: Tensor) -> Tensor:
@@ -127,8 +177,8 @@ def plus_plus_start(frames: Tensor, valid: Tensor, uniform: Tensor) -> Tensor:
         torch.bmm(left[candidates + n * offset[:, None]], right, out=after)
         torch.minimum(after, nearest[:, None], out=after)
         best = after.sum(2).argmin(1)
-        nearest = after[offset, best].clamp_min_(0)  # rounding makes equal frames differ
-        chosen[:, step] = candidates[offset, best]
+        nearest = after.view(-1, n)[best + TRIALS * offset].clamp_min_(0)  # rounding makes equal frames differ
+        chosen[:, step] = candidates.view(-1)[best + TRIALS * offset]
     return frames.gather(1, chosen[..., None].expand(-1, -1, frames.shape[2]))
 
 
@@ -138,14 +188,13 @@ def _draw(weight: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).clamp_max_(weight.shape[1] - 1)
 
 
-def warped_kmeans(frames: Tensor, valid: Tensor, n_clusters: Tensor, iterations: int) -> Tensor:
+def warped_kmeans(frames: Tensor, valid: Tensor, n_clusters: Tensor) -> Tensor:
     """Labels of consecutive segments, equally long at first, whose boundaries move by a frame while the squared error
     falls. Every second boundary moves at once: those have no segment in common.
 
     Args:
         valid: bool [batch, n], the frames that count; the others are skipped.
         n_clusters: of each clip [batch], at most its valid frames.
-        iterations: sweeps over all boundaries, at most.
     """
     batch, n = valid.shape
     order = valid.logical_not().to(torch.uint8).argsort(dim=1, stable=True)  # valid frames first
@@ -165,7 +214,7 @@ def warped_kmeans(frames: Tensor, valid: Tensor, n_clusters: Tensor, iterations:
         energy = (sums.gather(1, index[1]) - sums.gather(1, index[0])).square().sum(2)
         return squares.gather(1, high) - squares.gather(1, low) - energy / (high - low).clamp_min(1)
 
-    for _ in range(iterations):
+    for _ in range(10 * n):  # it ends far earlier, when no boundary moves
         before = bounds.clone()
         for parity in (1, 2):
             left, here, right = (bounds[:, parity + k : most + k : 2] for k in (-1, 0, 1))

@@ -105,8 +105,8 @@ class Victim(Chain):
             if defense.frames_only and features.dim() == 2:
                 behind = ", ".join(map(str, places[1:]))
                 raise ValueError(
-                    f"the defense '{defense.name}' needs frames of features, which '{at}' has none of: "
-                    f"choose where it stands (DEFENSE.{defense.name}.at = one of {behind})"
+                    f"the defense '{defense.name}' needs frames of features, and '{at}' has none: "
+                    f"choose where it stands with DEFENSE.{defense.name}.at (choices: {behind})"
                 )
             if defense.shortens:
                 features = self._shortened(defense, features, index)
