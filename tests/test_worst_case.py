@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from src import config
+from src.commands import attack as attack_commands
+from src.commands import sanity
 from src.evaluation import ATTACK_FIELDS, summary, worst_case
 from src.evaluation.accuracy import wilson
 from src.output.results import cell
 from tests.conftest import call, rows
+from tests.test_wiring_stores import CPU, make_victim, trained
 
 
 def row(attack: str, clip: int, broken: bool, eps: str = "0.1", **changes: object) -> dict[str, str]:
@@ -153,3 +157,27 @@ def test_in_tables_plot_and_manifest(
     assert "worst case by" in capsys.readouterr().out
     (title,) = json.loads((folder / "manifest.json").read_text())["signs"]
     assert title == "resnet, worst case"
+
+
+@pytest.mark.parametrize(
+    ("names", "compared"),
+    [
+        ("pgd,square", True),
+        ("pgd,transfer", True),
+        ("square,transfer", False),
+        ("snr_pgd,square", False),
+        ("pgd,random_signs", False),
+        ("cw,square", False),
+    ],
+)
+def test_gradient_attacks_are_told_from_transfers_and_black_boxes(tmp_path: Path, names: str, compared: bool) -> None:
+    """Behind quantize a transfer is no gradient attack; an attack that limits itself cannot be beaten."""
+    path = tmp_path / "config.ini"
+    path.write_text("[ATTACK]\nspeech = no\neps = 0.1\n[ATTACK.transfer]\nattack = pgd\ngradient = undefended\n")
+    loaded = config.load(path, [f"ATTACK.names={names}"])
+    defended = attack_commands.attacked_model(loaded, trained("m", victim=make_victim({"name": "quantize"})), CPU)
+    table = [r for name in names.split(",") for r in run(name, "x...", "inf" if name == "cw" else "0.1")]
+    assert bool(sanity.over_attacks(loaded, defended, table).clips) is compared
+    plain = attack_commands.attacked_model(loaded, trained("m"), CPU)
+    transfer_counts = compared and "transfer" not in names
+    assert bool(sanity.over_attacks(loaded, plain, table).clips) is (transfer_counts or names == "square,transfer")

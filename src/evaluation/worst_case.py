@@ -134,12 +134,13 @@ def misled(rows: Sequence[Row], gradient_attacks: Sequence[str], others: Sequenc
     name = "gradient_is_misled"
     order = [*gradient_attacks, *others]
     compared = []
-    for case in cases([row for row in rows if row["attack"] in order], order):
-        present = {attack for attempts in case.attempts.values() for attack in attempts}
-        if not present.intersection(gradient_attacks):
-            continue
+    found = cases([row for row in rows if row["attack"] in order], order) if gradient_attacks and others else []
+    for case in found:
+        norms = {attack: row["norm"] for attempts in case.attempts.values() for attack, row in attempts.items()}
+        if not any(norms.get(attack) == case.norm for attack in gradient_attacks):
+            continue  # an attack that minimizes another norm need not win in this one
         usual = [any(case.breaks(clip, attack) for attack in gradient_attacks) for clip in case.attempts]
-        for attack in present.intersection(others):
+        for attack in (attack for attack in others if attack in norms):
             hits = [case.breaks(clip, attack) for clip in case.attempts]
             says = (
                 f"{attack} breaks clips that no gradient attack does (eps {case.eps}): the defense hides its gradient"
