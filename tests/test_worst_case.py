@@ -176,7 +176,8 @@ def test_gradient_attacks_are_told_from_transfers_and_black_boxes(tmp_path: Path
     path.write_text("[ATTACK]\nspeech = no\neps = 0.1\n[ATTACK.transfer]\nattack = pgd\ngradient = undefended\n")
     loaded = config.load(path, [f"ATTACK.names={names}"])
     defended = attack_commands.attacked_model(loaded, trained("m", victim=make_victim({"name": "quantize"})), CPU)
-    table = [r for name in names.split(",") for r in run(name, "x...", "inf" if name == "cw" else "0.1")]
+    smallest = {"cw": {"eps": "inf", "norm": "l2"}}
+    table = [r for name in names.split(",") for r in run(name, "x...", **smallest.get(name, {}))]
     assert bool(sanity.over_attacks(loaded, defended, table).clips) is compared
     plain = attack_commands.attacked_model(loaded, trained("m"), CPU)
     transfer_counts = compared and "transfer" not in names
