@@ -51,6 +51,24 @@ def test_a_clip_is_robust_where_it_survives_every_attack() -> None:
         assert line["robust accuracy"] <= alone["robust accuracy"]
 
 
+def test_a_single_draw_is_that_of_the_attack_that_breaks_most_draws() -> None:
+    """A randomized model: 5 % of the draws of one attack, 40 % of the other, no majority."""
+    shares = {"pgd": 0.05, "square": 0.4, "random_signs": 0.0}
+    table = [row(attack, 0, False, share_wav=share) for attack, share in shares.items()]
+    far = row("cw", 0, True, "inf", norm="l2", linf=0.5, share_wav=1.0, budget=float("inf"))
+    found = worst_case.combined([*table, far], [*shares, "cw"], {"random_signs"})
+    (line,) = summary.table(worst_case.rows_of(found))
+    assert (line["on wav"], line["on wav, one draw"]) == (1.0, pytest.approx(0.6))
+
+
+def test_a_clip_that_survives_is_described_by_the_first_attack() -> None:
+    table = [
+        row(attack, 0, False, snr=snr) for attack, snr in (("pgd", 30.0), ("square", 25.0), ("random_signs", 20.0))
+    ]
+    (line,) = summary.table(worst_case.rows_of(worst_case.combined(table, ORDER, {"random_signs"})))
+    assert line["snr"] == 30.0
+
+
 def test_the_table_says_which_attack_won() -> None:
     found = worst_case.combined(THREE, ORDER, {"random_signs"})
     lines = {line["attack"]: [line[key] for key in ("broken", "first", "alone")] for line in worst_case.table(found)}
