@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from src import config
+from src.commands import attack as attack_commands
+from src.commands import sanity
 from src.evaluation import ATTACK_FIELDS, summary, worst_case
 from src.evaluation.accuracy import wilson
 from src.output.results import cell
 from tests.conftest import call, rows
+from tests.test_wiring_stores import CPU, make_victim, trained
 
 
 def row(attack: str, clip: int, broken: bool, eps: str = "0.1", **changes: object) -> dict[str, str]:
@@ -45,6 +49,24 @@ def test_a_clip_is_robust_where_it_survives_every_attack() -> None:
     for attack in ("pgd", "square", "nes", "random_signs"):
         (alone,) = summary.table([r for r in THREE if r["attack"] == attack])
         assert line["robust accuracy"] <= alone["robust accuracy"]
+
+
+def test_a_single_draw_is_that_of_the_attack_that_breaks_most_draws() -> None:
+    """A randomized model: 5 % of the draws of one attack, 40 % of the other, no majority."""
+    shares = {"pgd": 0.05, "square": 0.4, "random_signs": 0.0}
+    table = [row(attack, 0, False, share_wav=share) for attack, share in shares.items()]
+    far = row("cw", 0, True, "inf", norm="l2", linf=0.5, share_wav=1.0, budget=float("inf"))
+    found = worst_case.combined([*table, far], [*shares, "cw"], {"random_signs"})
+    (line,) = summary.table(worst_case.rows_of(found))
+    assert (line["on wav"], line["on wav, one draw"]) == (1.0, pytest.approx(0.6))
+
+
+def test_a_clip_that_survives_is_described_by_the_first_attack() -> None:
+    table = [
+        row(attack, 0, False, snr=snr) for attack, snr in (("pgd", 30.0), ("square", 25.0), ("random_signs", 20.0))
+    ]
+    (line,) = summary.table(worst_case.rows_of(worst_case.combined(table, ORDER, {"random_signs"})))
+    assert line["snr"] == 30.0
 
 
 def test_the_table_says_which_attack_won() -> None:
@@ -153,3 +175,28 @@ def test_in_tables_plot_and_manifest(
     assert "worst case by" in capsys.readouterr().out
     (title,) = json.loads((folder / "manifest.json").read_text())["signs"]
     assert title == "resnet, worst case"
+
+
+@pytest.mark.parametrize(
+    ("names", "compared"),
+    [
+        ("pgd,square", True),
+        ("pgd,transfer", True),
+        ("square,transfer", False),
+        ("snr_pgd,square", False),
+        ("pgd,random_signs", False),
+        ("cw,square", False),
+    ],
+)
+def test_gradient_attacks_are_told_from_transfers_and_black_boxes(tmp_path: Path, names: str, compared: bool) -> None:
+    """Behind quantize a transfer is no gradient attack; an attack that limits itself cannot be beaten."""
+    path = tmp_path / "config.ini"
+    path.write_text("[ATTACK]\nspeech = no\neps = 0.1\n[ATTACK.transfer]\nattack = pgd\ngradient = undefended\n")
+    loaded = config.load(path, [f"ATTACK.names={names}"])
+    defended = attack_commands.attacked_model(loaded, trained("m", victim=make_victim({"name": "quantize"})), CPU)
+    smallest = {"cw": {"eps": "inf", "norm": "l2"}}
+    table = [r for name in names.split(",") for r in run(name, "x...", **smallest.get(name, {}))]
+    assert bool(sanity.over_attacks(loaded, defended, table).clips) is compared
+    plain = attack_commands.attacked_model(loaded, trained("m"), CPU)
+    transfer_counts = compared and "transfer" not in names
+    assert bool(sanity.over_attacks(loaded, plain, table).clips) is (transfer_counts or names == "square,transfer")

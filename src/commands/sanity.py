@@ -90,6 +90,9 @@ def over_attacks(config: Config, attacked: AttackedModel, rows: Sequence[Row]) -
     """The sign that the rows of all attacks on one model show: a black box or a transfer that does better than every
     attack with a gradient."""
     names = [name for name in config.attack.names if not is_control(config.attack.registered(name))]
+    names = [
+        name for name in names if not config.attack.spec(name).limited
+    ]  # less than the budget by their own options
     transferred = {name for name in names if is_transferred(config, attacked, name)}
     climbing = [name for name in names if config.attack.spec(name).access == "gradients" and name not in transferred]
     rows_of_model = [row for row in rows if row["model"] == attacked.model.name]

@@ -35,11 +35,9 @@ class Case:
     def breaks(self, example: str, attack: str) -> bool:
         """Whether this attack breaks a clip that the model has right: feasible, on the wav, and within the budget."""
         row = self.attempts[example].get(attack)
-        return (
-            row is not None and self._within(example, row) and is_true(row, "correct") and not still_right(row, "wav")
-        )
+        return row is not None and self.within(example, row) and is_true(row, "correct") and not still_right(row, "wav")
 
-    def _within(self, example: str, row: Row) -> bool:
+    def within(self, example: str, row: Row) -> bool:
         """Whether the change that this row is about has the size of the budget, which a smallest one need not have."""
         if row["eps"] != "inf":
             return True
@@ -83,16 +81,17 @@ def combined(rows: Sequence[Row], order: Sequence[str], controls: Collection[str
 
 def rows_of(found: Sequence[Case]) -> list[dict[str, str]]:
     """One row per case and clip, for the tables and curves of evaluation.summary: that of the first attack that breaks
-    the clip, or of the last one that does not. It is judged on the wav in every column, and its calls are those of all
-    attacks together."""
+    the clip, or of the first with the budget. It is judged on the wav in every column, in a single draw by the attack
+    that breaks it in most draws, and its calls are those of all attacks together."""
     made = []
     for case in found:
         for example, attempts in case.attempts.items():
             winners = case.winners(example)
             with_budget = [attack for attack, row in attempts.items() if row["eps"] == case.eps]
-            row = attempts[winners[0] if winners else with_budget[-1]]
+            row = attempts[winners[0] if winners else with_budget[0]]
             on_wav = {"prediction_stage": row["prediction_wav"], "success_stage": row["success_wav"]}
-            totals = {column: _sum(attempts, column) for column in SUMMED}
+            share = max(float(other["share_wav"]) for other in attempts.values() if case.within(example, other))
+            totals = {"share_wav": f"{share:.6g}", **{column: _sum(attempts, column) for column in SUMMED}}
             made.append({**row, **on_wav, **totals, "attack": NAME, "eps": case.eps, "norm": case.norm})
     return made
 
@@ -134,12 +133,13 @@ def misled(rows: Sequence[Row], gradient_attacks: Sequence[str], others: Sequenc
     name = "gradient_is_misled"
     order = [*gradient_attacks, *others]
     compared = []
-    for case in cases([row for row in rows if row["attack"] in order], order):
-        present = {attack for attempts in case.attempts.values() for attack in attempts}
-        if not present.intersection(gradient_attacks):
-            continue
+    found = cases([row for row in rows if row["attack"] in order], order) if gradient_attacks and others else []
+    for case in found:
+        norms = {attack: row["norm"] for attempts in case.attempts.values() for attack, row in attempts.items()}
+        if not any(norms.get(attack) == case.norm for attack in gradient_attacks):
+            continue  # an attack that minimizes another norm need not win in this one
         usual = [any(case.breaks(clip, attack) for attack in gradient_attacks) for clip in case.attempts]
-        for attack in present.intersection(others):
+        for attack in (attack for attack in others if attack in norms):
             hits = [case.breaks(clip, attack) for clip in case.attempts]
             says = (
                 f"{attack} breaks clips that no gradient attack does (eps {case.eps}): the defense hides its gradient"
