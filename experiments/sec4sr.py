@@ -147,11 +147,10 @@ def main(config: Config, args: argparse.Namespace) -> None:
     """Train, attack without and with knowledge of every defense, and compare (see the top of the file)."""
     titles = {title: name for title, name in DEFENSES.items() if not args.defenses or title in args.defenses}
     if not args.report:
-        entries = {title: selection.configured_defenses(config, [name]) for title, name in titles.items()}
-        built = {  # here, so that a codec that is not installed is said before any work
-            title: [checkpoint.build_defense(entry["name"], config.data.sample_rate, entry["options"]) for entry in entries[title]]
-            for title in titles
-        }
+        rate, built = config.data.sample_rate, {}
+        for title, name in titles.items():  # first, so that a codec that is not installed is said before any work
+            (entry,) = selection.configured_defenses(config, [name])
+            built[title] = checkpoint.build_defense(entry["name"], rate, entry["options"])
         call("prepare_dataset.py", args)
         call("train_model.py", args)
         (model,) = config.model.names
@@ -164,7 +163,7 @@ def main(config: Config, args: argparse.Namespace) -> None:
             name, attacks = titles.get(title, NONE), [*GRADIENTS, *OTHERS]
             if title == NONE:
                 attacks.remove("transfer")
-            if all(defense.differentiable for defense in built.get(title, ())):
+            if title == NONE or built[title].differentiable:
                 attacks.remove("pgd_100_identity")
             call(
                 "attack.py", args, f"DEFENSE.names={titles.get(title, '')}", f"ATTACK.names={','.join(attacks)}",

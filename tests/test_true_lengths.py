@@ -14,9 +14,11 @@ from torch import Tensor
 
 from src.attacks.model import PerExample
 from src.datasets import store
+from src.evaluation import AttackSettings, Crafter
 from src.models.resnet import ResNet
 from src.random_streams import RandomStreams
-from src.registry import DEFENSES, FRONTENDS
+from src.registry import DEFENSES, FRONTENDS, INVERSIONS
+from src.smoothing import Certifier, CertifySettings
 from src.stages.log_mel import Log
 from src.stages.pad import Pad
 from src.stages.pre_emphasis import PreEmphasis
@@ -326,3 +328,28 @@ def test_a_batch_from_which_every_clip_has_gone_is_empty(front_end: str) -> None
     part = chain.select(none)
     assert part.valid.shape == (0, 16000)
     assert part.select(torch.empty(0, dtype=torch.long)).frame_mask(part.valid).shape[0] == 0
+
+
+@pytest.mark.parametrize("stage", ["raw", "delta", "cmvn", "final"])
+def test_attacks_and_certificates_start_from_the_representation_of_the_clip_alone(stage: str) -> None:
+    torch.manual_seed(0)
+    victim = checkpoint.build(
+        model="xvector", model_options={"width": 4}, front_end="ivector", classes=WORDS, sample_rate=RATE,
+        n_samples=RATE, front_end_options={"n_mfcc": 6, "cmvn": 20},
+    ).eval()  # fmt: skip
+    lengths = torch.tensor([16000, 9003])
+    x = noise(2, RATE) * (torch.arange(RATE) < lengths[:, None])
+    samples = store.to_int16(x.numpy())
+    clips = store.Clips(samples, torch.tensor([0, 1]), lengths, ("a", "b"), WORDS, RATE)
+    crafter = Crafter(victim, AttackSettings(stage=stage), INVERSIONS["gain_mask"], torch.device("cpu"))
+    waveforms, valid, _, z = crafter.load(clips)
+    head, _ = victim.split(stage)
+    alone = head(waveforms[1:, :9003])
+    torch.testing.assert_close(z[1:, ..., : alone.shape[-1]], alone, atol=1e-4, rtol=1e-4)
+    logits = crafter.true_tail(valid)(z)
+    torch.testing.assert_close(logits[1:], victim(waveforms[1:, :9003]), atol=1e-4, rtol=1e-3)
+    assert (logits - crafter.tail(head(waveforms))).abs().max() > 1e-6
+    settings = CertifySettings(stage=stage, sigma=(0.1,), n0=8, n=8)
+    certifier = Certifier(*victim.frozen().split(stage), settings, RATE)
+    _, start = certifier.smoothed(waveforms[1], 0.1, valid=valid[1])
+    torch.testing.assert_close(start[..., : alone.shape[-1]], alone[0], atol=1e-4, rtol=1e-4)

@@ -137,7 +137,8 @@ class Clips:
         if not unknown or not of_speakers:
             return self
         if all(left_out):
-            raise ValueError(f"the model knows none of the speakers of these clips (its classes: {', '.join(classes)})")
+            known = f"(its classes: {', '.join(classes)})"
+            raise ValueError(f"the model knows none of the speakers of these clips {known}; enroll them first")
         return self.select([i for i, out in enumerate(left_out) if not out])
 
 

@@ -29,7 +29,7 @@ from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
 from src.victims.adaptive import Eot, adaptive, is_randomized, once
-from src.victims.chain import Chain, with_lengths
+from src.victims.chain import Chain, head_with_lengths, with_lengths
 from src.victims.stage import WAVEFORM
 from src.victims.victim import Victim
 
@@ -150,8 +150,17 @@ class Crafter:
         if self.settings.through == "stage":
             return model
         return ThroughAudio(
-            model, lambda wav: once(self.head, wav, self.streams(ids, "head")), self._to_audio, x, valid, ids
+            model,
+            lambda wav, lengths: once(self.representing(lengths), wav, self.streams(ids, "head")),
+            self._to_audio,
+            x,
+            valid,
+            ids,
         )
+
+    def representing(self, valid: Tensor) -> Chain:
+        """From waveforms with these valid samples to the attacked representation."""
+        return head_with_lengths(self.head, self.tail, valid)
 
     def true_tail(self, valid: Tensor) -> Chain:
         """The true model from the attacked representation of clips with these valid samples to logits."""
@@ -170,7 +179,7 @@ class Crafter:
         labels = clips.relabeled(self.victim.classes).labels
         x, valid, y = (part.to(self.device) for part in (clips.waveforms(), clips.valid(), labels))
         with torch.no_grad():
-            return x, valid, y, once(self.head, x, self.streams(clips.ids, "head"))
+            return x, valid, y, once(self.representing(valid), x, self.streams(clips.ids, "head"))
 
     def _load_in_batches(self, clips: Clips) -> tuple[Tensor, ...]:
         """As `load`, of many clips."""
@@ -282,7 +291,7 @@ class Crafter:
         """Audio for the representation z of clips near x; where the mask forbids a change there is none."""
         if self.settings.stage == WAVEFORM:
             return z
-        audio = self.inversion(self.head, z, x, rng=self.streams(ids, "inversion"))
+        audio = self.inversion(self.representing(valid), z, x, rng=self.streams(ids, "inversion"))
         allowed = self._allowed(x, valid)
         if allowed is not None:
             audio = torch.where(allowed, audio, x)

@@ -23,7 +23,7 @@ class ThroughAudio:
 
     Args:
         model: from the representation [batch, ...] to logits.
-        head: from waveforms to the representation.
+        head: from waveforms and their valid samples to the representation.
         to_audio: the inversion.
         x: clean waveforms, [batch, time].
         valid: bool, their samples before the padding.
@@ -33,7 +33,7 @@ class ThroughAudio:
     def __init__(
         self,
         model: Model,
-        head: Callable[[Tensor], Tensor],
+        head: Callable[[Tensor, Tensor], Tensor],
         to_audio: ToAudio,
         x: Tensor,
         valid: Tensor,
@@ -48,7 +48,7 @@ class ThroughAudio:
         with torch.no_grad():
             audio = self.to_audio(z.detach(), self.x, self.valid, self.ids)
             steps = (audio * FULL_SCALE).round_().clamp_(-FULL_SCALE, FULL_SCALE - 1)
-            return self.head(steps / FULL_SCALE)
+            return self.head(steps / FULL_SCALE, self.valid)
 
     def __call__(self, z: Tensor) -> Tensor:
         return self.model(straight_through(self.heard(z), z) if torch.is_grad_enabled() else self.heard(z))

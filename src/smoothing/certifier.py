@@ -13,7 +13,7 @@ from src.smoothing.bounds import round_down
 from src.smoothing.noise import ShapedNoise, hearing, speech
 from src.smoothing.settings import CertifySettings
 from src.smoothing.smooth import Certificate, Smooth
-from src.victims.chain import Chain, with_lengths
+from src.victims.chain import Chain, head_with_lengths, with_lengths
 
 UNITS = {"noise": "L2 norm", "gain": "dB of gain", "shift": "ms of circular shift"}
 
@@ -87,7 +87,8 @@ class Certifier:
         model: Callable[[Tensor], Tensor] = tail
         if settings.kind == "noise":
             with torch.no_grad():
-                z = self.head(x[None])[0]
+                head = self.head if valid is None else head_with_lengths(self.head, tail, valid[None])
+                z = head(x[None])[0]
         else:
             z = x.new_zeros(1)
             if settings.kind == "gain":

@@ -105,6 +105,11 @@ def with_lengths(chain: Chain, valid: Tensor, head: Chain | None = None) -> Chai
     return WithLengths(chain, valid if head is None else head.valid_output(valid))
 
 
+def head_with_lengths(head: Chain, tail: Chain, valid: Tensor) -> Chain:
+    """The head of a split chain for inputs with these valid parts; the head itself where the tail uses no mask."""
+    return Chain(head.informed(valid)) if tail.uses_mask else head
+
+
 def represent(head: Chain, x: Tensor, valid: Tensor | None) -> Tensor:
     """The output of a chain without a classifier; that of the clips without their padding where `valid` is given."""
     return head(x) if valid is None else Chain(head.informed(valid))(x)
