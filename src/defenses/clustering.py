@@ -119,9 +119,13 @@ def _means(frames: Tensor, labels: Tensor, centers: Tensor) -> tuple[Tensor, Ten
 def _fill_empty(frames: Tensor, labels: Tensor, n_clusters: Tensor) -> Tensor:
     """The same labels, but every empty cluster gets the frame farthest from the mean of its own; it is rare, and
     happens where frames are equal."""
-    for clip, count in enumerate(n_clusters.tolist()):
-        sizes = torch.bincount(labels[clip].clamp_min(-1) + 1, minlength=count + 1)[1:]
-        for empty in (sizes[:count] == 0).nonzero().flatten().tolist():
+    most = int(n_clusters.max()) if len(n_clusters) else 0
+    filled = torch.zeros(len(labels), most + 1, dtype=torch.bool, device=labels.device)
+    filled.scatter_(1, labels.remainder(most + 1), True)
+    missing = ~filled[:, :most] & (torch.arange(most, device=labels.device) < n_clusters[:, None])
+    for clip in missing.any(1).nonzero().flatten().tolist():
+        count = int(n_clusters[clip])
+        for empty in missing[clip].nonzero().flatten().tolist():
             weights = mean_weights(labels[clip][None], count)[0].to(frames)
             sizes = (weights > 0).sum(1)
             own = labels[clip].clamp_min(0)
