@@ -96,6 +96,21 @@ def test_a_random_model_repeats_under_its_seed_whatever_the_batch(victim: Victim
     assert labels[0, 1] != labels[1, 1]
 
 
+def test_a_random_model_is_asked_at_least_twenty_times(victim: Victim, right: Clips) -> None:
+    """One draw would decide by chance: loud noise leaves shares between 0 and 1, and the majority rules."""
+    defended = checkpoint.defend(victim, [{"name": "noise_at_snr", "options": {"snr_db": -5.0}}])
+    judge = Judge(defended, torch.device("cpu"))
+    drawn = judge.ballots(right, right.classes)
+    assert drawn.shape == (20, len(right))
+    crafted = [fact(label=int(label), prediction=int(label)) for label in right.labels]
+    judged = list(judge.rows(right, crafted, targeted=False))
+    shares = (drawn != right.labels).float().mean(0)
+    assert [row["share_wav"] for row in judged] == pytest.approx(shares.tolist())
+    assert any(0 < share < 1 for share in shares.tolist())
+    majority = drawn.mode(0).values
+    assert [row["success_wav"] for row in judged] == (majority != right.labels).tolist()
+
+
 def test_table_of_judges() -> None:
     def row(judge: str, correct: bool, success: bool, **changes: Any) -> dict[str, str]:
         values = {
