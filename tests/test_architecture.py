@@ -15,7 +15,7 @@ LAYERS = (
     {"config"},
     {"api"},
     {"training", "evaluation", "output"},
-    {"attacks", "inversion", "defenses", "models", "smoothing", "datasets"},
+    {"attacks", "inversion", "defenses", "models", "speaker", "smoothing", "datasets"},
     {"stages"},
     {"victims"},
     {"budget"},

@@ -11,7 +11,8 @@ import torch
 
 from src.files import write_atomically
 from src.registry import DEFENSES, FRONTENDS, MODELS
-from src.victims.stage import WAVEFORM, Defense
+from src.victims.recognizer import Enrollment, Recognizer, check_embeds
+from src.victims.stage import WAVEFORM, Defense, Stage
 from src.victims.victim import Victim
 
 FORMAT = 1
@@ -28,12 +29,16 @@ def build(
     sample_rate: int,
     n_samples: int,
     defenses: Sequence[Mapping[str, Any]] = (),
+    recognizer: Mapping[str, Any] | None = None,
 ) -> Victim:
     """A victim with fresh weights; its `recipe` rebuilds it from a checkpoint.
 
     Args:
         front_end: its name, or auto for the one the model was published with.
+        classes: those the network is trained on.
         defenses: name, options and at (the representation it stands behind) of each, see `defend`.
+        recognizer: makes a recognizer of enrolled speakers of the network: the fields of src.victims.recognizer's
+            Enrollment. Its speakers, not `classes`, are then the classes of the victim.
 
     Raises:
         ValueError: unknown names, or options that do not fit (a front end too small for the model, say).
@@ -59,7 +64,30 @@ def build(
     classifier = builder(n_classes=len(classes), shape=shape, **recipe["model_options"])
     victim = Victim(stages, classifier, classes=classes, sample_rate=sample_rate, n_samples=n_samples)
     victim.recipe = recipe
+    if recognizer is not None:
+        victim = enrolled(victim, Enrollment(**{**recognizer, "speakers": tuple(recognizer["speakers"])}))
     return defend(victim, defenses)
+
+
+def enrolled(victim: Victim, enrollment: Enrollment) -> Victim:
+    """The recognizer that the victim's network becomes by an enrollment; it shares the weights, its own tensors are
+    still to be filled.
+
+    Raises:
+        ValueError: a network without embeddings, or options that the back end refuses.
+    """
+    assert victim.classifier is not None
+    check_embeds(victim.classifier)
+    stages: list[Stage] = list(victim.stages)  # type: ignore[arg-type]
+    made = Victim(
+        stages,
+        Recognizer(victim.classifier, enrollment),
+        classes=enrollment.classes,
+        sample_rate=victim.sample_rate,
+        n_samples=victim.n_samples,
+    )
+    made.recipe = {**victim.recipe, "recognizer": enrollment.plain()}
+    return made.train(victim.training)
 
 
 def build_defense(name: str, sample_rate: int, options: Mapping[str, Any] | None = None) -> Defense:

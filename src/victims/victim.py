@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from src.victims.chain import Chain
+from src.victims.embedder import Embedder
 from src.victims.frozen_convolution import freeze_convolutions
 from src.victims.stage import WAVEFORM, Defense, Stage
 
@@ -149,12 +150,14 @@ class Victim(Chain):
 
 def fold_batch_norm(classifier: nn.Module) -> nn.Module:
     """Fold every batch norm that directly follows a convolution into its weights (evaluation mode only).
-    A model whose forward cannot be traced is returned as it is; of one that uses a mask, the parts are folded."""
+    A model whose forward cannot be traced is returned as it is; of one that uses a mask or has another method than
+    forward, which a trace would lose, the parts are folded."""
     from torch.fx.experimental.optimization import fuse
 
-    if any(getattr(module, "uses_mask", False) for module in classifier.modules()):
+    if any(getattr(module, "uses_mask", False) or isinstance(module, Embedder) for module in classifier.modules()):
         for name, child in classifier.named_children():
-            if any(True for _ in child.children()):
+            layers = list(child.modules())
+            if len(layers) > 1 and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers):
                 setattr(classifier, name, fold_batch_norm(child))
         return classifier
     try:

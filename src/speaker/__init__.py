@@ -1,0 +1,1 @@
+"""From speaker embeddings to decisions: back ends that score embeddings, enrollment, thresholds and error rates."""
