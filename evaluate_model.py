@@ -6,6 +6,7 @@ import argparse
 
 from src import cli
 from src.commands import selection
+from src.commands.error_rates import ErrorRates
 from src.config import Config
 from src.datasets import store
 from src.distributed import choose_device
@@ -17,7 +18,7 @@ def main(config: Config, args: argparse.Namespace) -> None:
     """Evaluate trained models on a split of the prepared data.
 
     Writes a table over the models, one per-class table and one confusion matrix (CSV and plot) per model to
-    results_dir/evaluate and plot_dir.
+    results_dir/evaluate and plot_dir; for recognizers that may reject, a table of error rates and a DET plot too.
     """
     split = args.split
     clips = store.load(config.data.data_dir, split)
@@ -29,7 +30,8 @@ def main(config: Config, args: argparse.Namespace) -> None:
         notes.append(f"The models stand behind {selection.describe(defenses)}.")
     if clips.synthetic:
         notes.append(selection.SYNTHETIC)
-    table = []
+    table, error_rates = [], ErrorRates(config.speaker.target_prior)
+    about = " (synthetic speech)" if clips.synthetic else ""
     for model in models:
         name, classes = model.name, model.victim.classes
         known = selection.known_clips([model], clips).relabeled(classes)
@@ -45,11 +47,12 @@ def main(config: Config, args: argparse.Namespace) -> None:
             for true, row in zip(classes, counts.tolist(), strict=True)
         ]
         results.write_table(folder / f"{name}.{split}.confusion.csv", matrix, f"Confusion matrix of {title}", notes)
-        note = " (synthetic speech)" if clips.synthetic else ""
         plot = config.results.plot_dir / f"confusion.{name}.{split}.png"
-        figures.confusion(plot, counts.tolist(), classes, title=f"{title}{note}")
+        figures.confusion(plot, counts.tolist(), classes, title=f"{title}{about}")
         print(f"{title}\n\n{results.markdown(by_class)}")
+        error_rates.add(model, logits, labels)
     results.write_table(folder / f"accuracy.{split}.csv", table, f"Accuracy, {split} split", notes)
+    error_rates.write(folder, config.results.plot_dir, split, notes, about)
     results.write_manifest(folder / f"{split}.manifest.json", {"config": config.text, "synthetic": clips.synthetic})
     print("\n".join([results.markdown(table), *notes, f"files: {folder}, plots: {config.results.plot_dir}"]))
 

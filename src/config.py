@@ -18,6 +18,7 @@ from src.evaluation import AttackSettings
 from src.output.results import ResultsSettings
 from src.registry import (
     ATTACKS,
+    BACK_ENDS,
     DATASETS,
     DEFENSES,
     FRONTENDS,
@@ -32,6 +33,7 @@ from src.registry import (
     validate,
 )
 from src.smoothing import CertifySettings
+from src.speaker.settings import SpeakerSettings
 from src.training import TrainingSettings
 from src.victims.stage import WAVEFORM
 
@@ -90,6 +92,7 @@ SECTIONS: dict[str, type] = {
     "RESULTS": ResultsSettings,
     "FRONTEND": FrontEndSettings,
     "MODEL": ModelSettings,
+    "SPEAKER": SpeakerSettings,
     "DEFENSE": DefenseSettings,
     "ATTACK": AttackSettings,
     "INVERSION": InversionSettings,
@@ -100,6 +103,7 @@ COMPONENTS: dict[str, Registry] = {
     "DATA": DATASETS,
     "FRONTEND": FRONTENDS,
     "MODEL": MODELS,
+    "SPEAKER": BACK_ENDS,
     "DEFENSE": DEFENSES,
     "ATTACK": ATTACKS,
     "INVERSION": INVERSIONS,
@@ -124,6 +128,7 @@ class Config:
     results: ResultsSettings
     frontend: FrontEndSettings
     model: ModelSettings
+    speaker: SpeakerSettings
     defense: DefenseSettings
     attack: AttackSettings
     inversion: InversionSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from src.config import COMPONENTS, keys_of_section
 
@@ -22,7 +22,7 @@ def type_name(annotation: Any) -> str:
         name = " / ".join(map(str, args))
     elif origin is tuple:
         name = f"list of {type_name(args[0])}"
-    elif origin is types.UnionType:
+    elif origin in (types.UnionType, Union):
         name = " or ".join(type_name(arg) for arg in args if arg is not type(None))
     else:
         name = {"bool": "yes / no", "str": "name", "Path": "path", "Budget": "eps"}.get(

@@ -11,7 +11,8 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator, TypeAdapter, ValidationError
@@ -97,11 +98,13 @@ def validate(key: Key, value: object, text: object, *, strict: bool = False) -> 
     try:
         return TypeAdapter(key.annotation).validate_python(value, strict=strict)
     except ValidationError as error:
-        first_error = error.errors()[0]
-        if first_error["type"] == "literal_error":
-            choose(str(first_error["input"]), [str(c) for c in _choices(key.annotation)], f"value of '{key.name}'")
-        message = first_error["msg"].removeprefix("Value error, ")
-        message = message[0].lower() + message[1:]
+        errors = error.errors()
+        # Each type of a union has failed in its own way; of the values of a list the first that fails is named.
+        errors = errors if get_origin(key.annotation) in (Union, UnionType) else errors[:1]
+        if len(errors) == 1 and errors[0]["type"] == "literal_error":
+            choose(str(errors[0]["input"]), [str(c) for c in _choices(key.annotation)], f"value of '{key.name}'")
+        messages = [each["msg"].removeprefix("Value error, ") for each in errors]
+        message = ", or ".join(dict.fromkeys(message[0].lower() + message[1:] for message in messages))
         raise ValueError(f"{key.name} = {text}: {message}") from None
 
 

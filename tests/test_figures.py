@@ -12,6 +12,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from scipy.stats import norm
 
 from src.output import figures
 
@@ -88,6 +89,58 @@ def test_certified_draws_every_sigma_and_the_envelope(drawn: list[Figure]) -> No
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == (
         "radius (L2 norm)", "certified accuracy", "model",
     )  # fmt: skip
+
+
+DET = {
+    "osi": {
+        "far": [1.0, 0.5, 0.1, 0.0], "frr": [0.0, 0.02, 0.2, 1.0], "far_at": 0.1, "frr_at": 0.2,
+        "far_interval": (0.05, 0.2), "frr_interval": (0.1, 0.3), "target_trials": 50, "non_target_trials": 100,
+    },
+    "sv": {
+        "far": [1.0, 0.0, 0.0], "frr": [0.0, 0.0, 1.0], "far_at": 0.0, "frr_at": 0.0, "far_interval": (0.0, 0.1),
+        "frr_interval": (0.0, 0.2), "target_trials": 10, "non_target_trials": 20,
+    },
+}  # fmt: skip
+
+
+def test_det_axes_are_normal_deviates(drawn: list[Figure]) -> None:
+    """Scores of two normal distributions of one variance, d apart, give the line y = -x - d."""
+    d, theta = 2.0, np.linspace(-1, 3, 9)
+    line = DET["osi"] | {"far": norm.sf(theta), "frr": norm.cdf(theta - d)}
+    figures.det(PATH, {"osi": line | {"target_trials": 10**6, "non_target_trials": 10**6}}, title="title")
+    x, y = lines(drawn[0].axes[0])["osi"]
+    np.testing.assert_allclose(np.asarray(y), -np.asarray(x) - d, atol=1e-9)
+
+
+def test_det_draws_every_recognizer_with_its_threshold(drawn: list[Figure]) -> None:
+    figures.det(PATH, DET, title="title")
+    (axes,) = drawn[0].axes
+    assert legend(axes) == ["osi", "sv"]
+    shown = [(norm.cdf(line.get_xdata()), norm.cdf(line.get_ydata()), line.get_color()) for line in axes.lines]
+    curve, across, down, dot = shown[:4]
+    # Rates of 0 and 1 stand at half an error: of 100 imposter trials and 50 target trials.
+    np.testing.assert_allclose(curve[0], [0.995, 0.5, 0.1, 0.005])
+    np.testing.assert_allclose(curve[1], [0.01, 0.02, 0.2, 0.99])
+    np.testing.assert_allclose(across[0], [0.05, 0.2])
+    np.testing.assert_allclose(across[1], [0.2, 0.2])
+    np.testing.assert_allclose(down[0], [0.1, 0.1])
+    np.testing.assert_allclose(down[1], [0.1, 0.3])
+    np.testing.assert_allclose([dot[0], dot[1]], [[0.1], [0.2]])
+    assert {color for _, _, color in shown[:4]} == {"C0"}
+    assert {color for _, _, color in shown[4:8]} == {"C1"}
+    np.testing.assert_allclose([shown[7][0], shown[7][1]], [[0.025], [0.05]])
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == [label.get_text() for label in axes.get_yticklabels()]
+    np.testing.assert_allclose(norm.cdf(axes.get_xticks()), [float(label) / 100 for label in labels])
+    assert axes.get_xlim() == axes.get_ylim()
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == (
+        "imposters accepted (%)", "enrolled speakers rejected (%)", "title",
+    )  # fmt: skip
+
+
+def test_det_without_recognizers(drawn: list[Figure]) -> None:
+    figures.det(PATH, {}, title="title")
+    assert legend(drawn[0].axes[0]) == []
 
 
 def point(model: str, attack: str, eps: float, accuracy: float) -> dict[str, Any]:
@@ -246,6 +299,7 @@ GOLDEN = {
     "security_falling": lambda path: figures.security(
         path, golden_points(), title="security", x_label="SNR", falling=True, controls=set()
     ),
+    "det": lambda path: figures.det(path, DET, title="error rates"),
     "spectrograms": lambda path: figures.spectrograms(
         path, [("a chirp", 0.5 * np.sin(np.linspace(0, 60, 4000) ** 2)), ("silence", np.zeros(4000))], 8000, note="made"
     ),

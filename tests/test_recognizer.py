@@ -343,7 +343,7 @@ def test_networks_that_cannot_enroll_are_refused() -> None:
         check_embeds(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="gives no embeddings"):
         check_embeds(None)
-    with pytest.raises(ValueError, match="speakers are enrolled in this model already"):
+    with pytest.raises(ValueError, match="speakers are enrolled in it already"):
         check_embeds(recognizer().classifier)
     check_embeds(network().classifier)
 

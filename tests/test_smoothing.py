@@ -405,6 +405,20 @@ def test_summary() -> None:
     assert summary.envelope([[0.9, 0.0], [0.5, 0.4]]) == [0.9, 0.4]
 
 
+def test_certified_accuracy_of_the_enrolled_and_of_imposters() -> None:
+    assert summary.speaker_groups(("yes", "no")) == {}
+    groups = summary.speaker_groups(("ann", "bob", "nobody"))
+    accepted, rejected = "enrolled, accepted as themselves", "imposters, rejected"
+    assert groups == {accepted: {0, 1}, rejected: {2}}
+    cases = ((0, 0.5, 1), (1, 0.2, 1), (1, 0.9, 0), (0, 0.0, 0), (2, 0.3, 1), (2, 0.6, 0))
+    rows = [{"label": str(label), "radius": radius, "correct": correct} for label, radius, correct in cases]
+    assert summary.by_group({0.25: rows}, [0, 0.3], groups) == [
+        {"sigma": "0.25", "speakers": accepted, "clips": "4", "r = 0": "0.50", "r = 0.3": "0.25"},
+        {"sigma": "0.25", "speakers": rejected, "clips": "2", "r = 0": "0.50", "r = 0.3": "0.50"},
+    ]
+    assert [line["speakers"] for line in summary.by_group({0.25: rows[:4]}, [0], groups)] == [accepted]
+
+
 # --- the script
 
 

@@ -183,10 +183,9 @@ class CertificationRun:
             notes.append(selection.SYNTHETIC)
         sizes = {example: float(clips.waveforms([i]).norm()) for i, example in enumerate(clips.ids)}
         lipschitz = self.victim.lipschitz(settings.stage) if settings.kind == "noise" else None
-        spectral = (shaped.l2(), shaped.bands(clips.sample_rate)) if shaped else ()
-        tables = summary.tables(
-            rows, attacked if settings.attack_clips else [], settings.radii, sizes, lipschitz, *spectral
-        )
+        weakest, bands = (shaped.l2(), shaped.bands(clips.sample_rate)) if shaped else (1.0, None)
+        groups, shown = summary.speaker_groups(self.victim.classes), attacked if settings.attack_clips else []
+        tables = summary.tables(rows, shown, settings.radii, sizes, lipschitz, weakest, bands, groups)
         for what, lines in tables.items():
             title = f"{summary.TITLES[what]}: {self.model} ({settings.space}), {len(clips)} clips"
             results.write_table(self.folder / f"{name}.{what}.csv", lines, title, notes)

@@ -40,12 +40,17 @@ class Trained:
 
 
 def models(
-    config: Config, names: Sequence[str] | None, clips: Clips, defenses: Sequence[Mapping[str, Any]] | None = None
+    config: Config,
+    names: Sequence[str] | None,
+    clips: Clips,
+    defenses: Sequence[Mapping[str, Any]] | None = None,
+    check: Callable[[Victim], object] | None = None,
 ) -> list[Trained]:
     """The named models, or all in model_dir, each checked against the clips and behind its defenses.
 
     Args:
         defenses: as checkpoint.defend takes them; None for those of [DEFENSE].
+        check: what a model must pass instead of knowing the classes of the clips; raises ValueError.
 
     Raises:
         OSError: no such model, or none at all.
@@ -61,8 +66,8 @@ def models(
         victim, facts = checkpoint.load(path)
         checkpoint.check_fits(victim, path, sample_rate=clips.sample_rate, n_samples=clips.n_samples)
         trained.append(Trained(path.stem, sha256_of(path), victim, facts))
-    trained = usable(trained, lambda victim: clips.known(victim.classes), names)
-    for model in trained:
+    trained = usable(trained, check or (lambda victim: clips.known(victim.classes)), names)
+    for model in trained if check is None else ():
         try:
             clips.known(model.victim.classes).relabeled(model.victim.classes)
         except ValueError as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from scipy.stats import norm
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -116,6 +117,47 @@ def security(
         axes.invert_xaxis()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))  # many curves leave no free corner
+    save(figure, path)
+
+
+DET_TICKS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9)
+"""Error rates that stand beside the axes of a DET plot."""
+
+
+def det(path: Path, series: Mapping[str, Mapping[str, Any]], *, title: str) -> None:
+    """Detection error tradeoff (Martin et al. 1997): false rejects against false accepts, both axes scaled so that
+    normally distributed scores give straight lines; a cross is the chosen threshold with its 95 % intervals.
+
+    Args:
+        series: name -> far and frr (the curve), and far_at, frr_at, far_interval, frr_interval (the threshold). Rates
+            of 0 and 1, which the axes do not reach, are drawn at half an error, of the numbers of trials
+            non_target_trials and target_trials.
+    """
+
+    def scaled(rates: Any, n: int) -> np.ndarray:
+        return np.asarray(norm.ppf(np.clip(rates, 0.5 / n, 1 - 0.5 / n)))
+
+    figure, axes = plt.subplots(figsize=(6, 5.6))
+    for number, (name, line) in enumerate(series.items()):
+        n_accept, n_reject = line["non_target_trials"], line["target_trials"]
+        color = f"C{number % 10}"
+        axes.plot(scaled(line["far"], n_accept), scaled(line["frr"], n_reject), color=color, label=name)
+        far, frr = scaled(line["far_at"], n_accept), scaled(line["frr_at"], n_reject)
+        axes.plot(scaled(line["far_interval"], n_accept), [frr, frr], color=color, lw=0.8)
+        axes.plot([far, far], scaled(line["frr_interval"], n_reject), color=color, lw=0.8)
+        axes.plot([far], [frr], "o", color=color, ms=4)
+    ticks = norm.ppf(DET_TICKS)
+    limits = (ticks[0], ticks[-1])
+    axes.plot(limits, limits, color="0.8", lw=0.8, zorder=0)
+    axes.set(
+        xlabel="imposters accepted (%)", ylabel="enrolled speakers rejected (%)", title=title, xlim=limits, ylim=limits
+    )
+    labels = [f"{100 * rate:g}" for rate in DET_TICKS]
+    axes.set_xticks(ticks, labels)
+    axes.set_yticks(ticks, labels)
+    axes.grid(alpha=0.3)
+    if series:
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))  # curves may fill every corner
     save(figure, path)
 
 

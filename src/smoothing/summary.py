@@ -4,9 +4,11 @@ signal-to-noise ratios, and accuracy under attack beside it."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 from typing import Any
+
+from src.victims.embedder import NOBODY
 
 CERTIFICATE_FIELDS = ("idx", "id", "label", "predict", "radius", "correct", "n_used", "time")
 """The columns of a row: true label, certified label (-1: abstained), radius, whether they agree, draws, seconds."""
@@ -15,6 +17,7 @@ POINTS = 400
 """Intervals of the radius grid of a curve."""
 TITLES = {
     "certified_accuracy": "Certified accuracy",
+    "certified_speakers": "Certified acceptance of the enrolled and rejection of imposters",
     "summary": "The smoothed classifier",
     "bands": "Budgets by octave",
     "attacked_accuracy": "Certified accuracy and accuracy under attack",
@@ -48,6 +51,31 @@ def table(rows: Mapping[float, Sequence[Mapping[str, Any]]], radii: Sequence[flo
     for sigma, rows_of_sigma in rows.items():
         accuracy = zip(radii, certified_accuracy(rows_of_sigma, radii), strict=True)
         lines.append({"sigma": f"{sigma:g}"} | {f"r = {r:g}": f"{value:.2f}" for r, value in accuracy})
+    return lines
+
+
+def speaker_groups(classes: Sequence[str]) -> dict[str, set[int]]:
+    """The labels of enrolled speakers and of imposters, as `by_group` takes them; none where no class is "nobody"."""
+    if NOBODY not in classes:
+        return {}
+    nobody = classes.index(NOBODY)
+    return {"enrolled, accepted as themselves": set(range(len(classes))) - {nobody}, "imposters, rejected": {nobody}}
+
+
+def by_group(
+    rows: Mapping[float, Sequence[Mapping[str, Any]]], radii: Sequence[float], groups: Mapping[str, Collection[int]]
+) -> list[dict[str, str]]:
+    """Certified accuracy, sigma x radius, of the clips of each group alone.
+
+    Args:
+        groups: name -> true labels of its clips; one without clips is left out.
+    """
+    lines = []
+    for sigma, rows_of_sigma in rows.items():
+        for name, labels in groups.items():
+            if selected := [row for row in rows_of_sigma if int(row["label"]) in labels]:
+                cells = table({sigma: selected}, radii)[0]
+                lines.append({"sigma": cells.pop("sigma"), "speakers": name, "clips": str(len(selected))} | cells)
     return lines
 
 
@@ -172,6 +200,7 @@ def tables(
     lipschitz: float | None,
     weakest: float = 1.0,
     bands: Mapping[str, float] | None = None,
+    groups: Mapping[str, Collection[int]] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Every table of a model, by the names of TITLES.
 
@@ -180,8 +209,11 @@ def tables(
         attacked: rows of attacks at all radii; empty without attacks.
         sizes, lipschitz, weakest: see `summarize`.
         bands: of shaped noise, see `budgets`.
+        groups: name -> labels of clips that get a table of their own, see `by_group`.
     """
     lines: dict[str, list[dict[str, Any]]] = {"certified_accuracy": list(table(rows, radii))}
+    if groups:
+        lines["certified_speakers"] = list(by_group(rows, radii, groups))
     lines["summary"] = [{"sigma": sigma} | summarize(rows[sigma], sizes, lipschitz, weakest) for sigma in rows]
     if bands:
         lines["bands"] = budgets(rows, sizes, bands)

@@ -122,6 +122,6 @@ def check_embeds(network: nn.Module | None) -> None:
         ValueError: says why.
     """
     if isinstance(network, Recognizer):
-        raise ValueError("speakers are enrolled in this model already; enroll with the network that it was made of")
+        raise ValueError("speakers are enrolled in it already")
     if not isinstance(network, Embedder):
         raise ValueError("this model gives no embeddings (it has no `embed`), so no speaker can be enrolled with it")
