@@ -5,8 +5,8 @@ speaker recognition, made without and with knowledge of the defense.
 
 It trains one model, attacks it without any defense and judges these clips behind each defense (non-adaptive); then it
 attacks the model behind each defense in several ways, of which the strongest counts for each clip (adaptive). It calls
-the scripts in turn; the same command resumes it at the last row. `--defenses` restricts the work; with `--report` only
-the tables of the results so far are made."""
+the scripts in turn; the same command resumes it at the last row. `--defenses` and `--phases` restrict the work, so that
+several processes can share the adaptive attacks; with `--report` only the tables of the results so far are made."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DEFENSES = {
 }  # fmt: skip
 """The study's name -> that of a defense, or of a variant in the config."""
 NON_ADAPTIVE = ("fgsm", "pgd_10", "pgd_100", "cw2_0", "cw2_50", "fakebob", "siren", "kenansville")
-GRADIENTS = ("pgd_100", "pgd_100_identity", "pgd_momentum", "cw2_0")
+GRADIENTS = ("pgd_100", "pgd_100_identity", "pgd_momentum", "cw2_short")
 """Adaptive attacks that follow the gradient of the defended model, in the order of their cost."""
 OTHERS = ("transfer", "kenansville", "tile_bandit")
 """A transfer from the model without the defense at the highest confidence, and black boxes: the controls."""
@@ -155,11 +155,13 @@ def main(config: Config, args: argparse.Namespace) -> None:
         call("train_model.py", args)
         (model,) = config.model.names
         out = config.results.results_dir
-        call(
-            "attack.py", args, f"ATTACK.names={','.join(NON_ADAPTIVE)}", f"RESULTS.results_dir={out}/non_adaptive",
-            flags=tuple(part for name in titles.values() for part in ("--judge", f"{model}+{name}")),
-        )  # fmt: skip
-        for title in (NONE, *titles):
+        if "non_adaptive" in args.phases:
+            call(
+                "attack.py", args, f"ATTACK.names={','.join(NON_ADAPTIVE)}", f"RESULTS.results_dir={out}/non_adaptive",
+                flags=tuple(part for name in titles.values() for part in ("--judge", f"{model}+{name}")),
+            )  # fmt: skip
+        without = () if args.defenses else (NONE,)
+        for title in (*without, *titles) if "adaptive" in args.phases else ():
             name, attacks = titles.get(title, NONE), [*GRADIENTS, *OTHERS]
             if title == NONE:
                 attacks.remove("transfer")
@@ -176,5 +178,11 @@ if __name__ == "__main__":
     cli.run(
         main,
         defenses={"nargs": "*", "choices": list(DEFENSES), "default": [], "help": "the study's names (default: all)"},
+        phases={
+            "nargs": "*",
+            "choices": ("non_adaptive", "adaptive"),
+            "default": ["non_adaptive", "adaptive"],
+            "help": "of the study (default: both)",
+        },
         report={"action": "store_true", "help": "only write the tables of the results so far"},
     )

@@ -31,7 +31,7 @@ from src.victims import checkpoint
 from src.victims.victim import Victim
 from tests.conftest import ROOT, call
 
-STUDIES = sorted(path.stem for path in (ROOT / "experiments").glob("*.ini") if path.stem != "speakers")
+STUDIES = sorted(path.stem for path in (ROOT / "experiments").glob("*.ini") if path.stem not in ("speakers", "sec4sr"))
 SMALL = [
     "DATA.n_test=2", "MODEL.resnet.widths=4,8", "TRAINING.epochs=1", "TRAINING.batch_size=64", "TRAINING.noise_dir=",
     "ATTACK.eps=0.001", "ATTACK.checks=0", "ATTACK.wavs=0", "ATTACK.pgd.steps=2", "ATTACK.cw.steps=5",
@@ -257,3 +257,34 @@ def test_networks_for_speakers_train_on_the_background(
     (table,) = tmp_path.rglob("accuracy.validation.csv")
     with table.open() as file:
         assert [row["n"] for row in csv.DictReader(file)] == ["6"] * 3
+
+
+def test_the_study_of_defenses_has_its_tables(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """experiments/sec4sr.py on two speakers, two defenses and few steps: both tables, from the rows of the scripts."""
+    settings = [
+        f"DATA.librispeech.source_dir={shared / 'librispeech_mini'}", "DATA.include_dirs=1088,118", "DATA.seconds=0.5",
+        f"DATA.librispeech.splits_dir={ROOT / 'experiments/subsets/librispeech'}", "DATA.librispeech.crops=1",
+        "DATA.n_test=2", "TRAINING.epochs=1", "ATTACK.eot_draws=2", "ATTACK.wavs=0", "ATTACK.fakebob.iterations=1",
+        "ATTACK.fakebob.pairs=1", "ATTACK.siren.queries=4", "ATTACK.kenansville.levels=2", "ATTACK.kenansville.steps=1",
+        "ATTACK.tile_bandit.queries=4",
+        *(f"ATTACK.{name}.steps=2" for name in
+          ("pgd_10", "pgd_100", "pgd_100_identity", "pgd_momentum", "transfer", "cw2_0", "cw2_50", "cw2_short")),
+        *(f"ATTACK.{name}.search_steps=1" for name in ("cw2_0", "cw2_50", "cw2_short")),
+    ]  # fmt: skip
+    args = ["--config", str(ROOT / "experiments/sec4sr.ini"), "--defenses", "QT", "FeCo raw"]
+    args += [part for setting in settings for part in ("--set", setting)]
+    assert call(tmp_path, monkeypatch, "experiments/sec4sr.py", *args) == 0
+    tables = {}
+    for name in ("non_adaptive", "adaptive"):
+        with (tmp_path / f"data/sec4sr/results/{name}.csv").open() as file:
+            tables[name] = {row["defense"]: row for row in csv.DictReader(file)}
+    assert list(tables["non_adaptive"]) == ["none", "QT", "FeCo raw"]
+    assert list(tables["adaptive"]) == ["QT", "FeCo raw"]
+    for row in tables["adaptive"].values():
+        under = [float(row[name]) for name in ("pgd_100", "pgd_momentum", "transfer", "tile_bandit")]
+        assert float(row["worst case"]) <= min(under)
+    assert tables["adaptive"]["QT"]["pgd_100_identity"]
+    assert not tables["adaptive"]["FeCo raw"]["pgd_100_identity"], "it has a gradient of its own"
+    assert tables["non_adaptive"]["QT"]["published R1"] == "76"
+    again = call(tmp_path, monkeypatch, "experiments/sec4sr.py", *args, "--report")
+    assert again == 0
