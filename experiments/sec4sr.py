@@ -40,8 +40,8 @@ DEFENSES = {
        for end in ("", "_warped") for level in ("raw", "delta", "cmvn", "final")},
 }  # fmt: skip
 """The study's name -> that of a defense, or of a variant in the config."""
-NON_ADAPTIVE = ("fgsm", "pgd_10", "pgd_100", "cw2_0", "cw2_50", "fakebob", "siren", "kenansville")
-GRADIENTS = ("pgd_100", "pgd_100_identity", "pgd_momentum", "cw2_short")
+NON_ADAPTIVE = ("fgsm", "pgd_10", "pgd_100", "cw2_0", "cw2_5", "fakebob", "siren", "kenansville")
+GRADIENTS = ("pgd_known", "pgd_identity", "pgd_momentum", "cw_known")
 """Adaptive attacks that follow the gradient of the defended model, in the order of their cost."""
 OTHERS = ("transfer", "kenansville", "tile_bandit")
 """A transfer from the model without the defense at the highest confidence, and black boxes: the controls."""
@@ -166,7 +166,7 @@ def main(config: Config, args: argparse.Namespace) -> None:
             if title == NONE:
                 attacks.remove("transfer")
             if title == NONE or built[title].differentiable:
-                attacks.remove("pgd_100_identity")
+                attacks.remove("pgd_identity")
             call(
                 "attack.py", args, f"DEFENSE.names={titles.get(title, '')}", f"ATTACK.names={','.join(attacks)}",
                 f"RESULTS.results_dir={out}/adaptive/{name}", f"RESULTS.plot_dir={config.results.plot_dir}/{name}",
