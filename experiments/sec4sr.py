@@ -4,9 +4,10 @@ speaker recognition, made without and with knowledge of the defense.
     python experiments/sec4sr.py --config experiments/sec4sr.ini
 
 It trains one model, attacks it without any defense and judges these clips behind each defense (non-adaptive); then it
-attacks the model behind each defense in several ways, of which the strongest counts for each clip (adaptive). It calls
-the scripts in turn; the same command resumes it at the last row. `--defenses` and `--phases` restrict the work, so that
-several processes can share the adaptive attacks; with `--report` only the tables of the results so far are made."""
+attacks the model behind each defense in several ways, of which the strongest counts for each clip (adaptive); last, it
+trains on adversarial clips, alone and through some defenses, and attacks these models (trained). It calls the scripts
+in turn; the same command resumes it at the last row. `--defenses` and `--phases` restrict the work, so that several
+processes can share it; with `--report` only the tables of the results so far are made."""
 
 from __future__ import annotations
 
@@ -30,6 +31,7 @@ from src.evaluation.accuracy import r1, wilson  # noqa: E402
 from src.evaluation.summary import Row, is_true, still_right  # noqa: E402
 from src.output import results  # noqa: E402
 from src.victims import checkpoint  # noqa: E402
+from src.victims.stage import Defense  # noqa: E402
 
 NONE = "none"
 DEFENSES = {
@@ -45,6 +47,11 @@ GRADIENTS = ("pgd_known", "pgd_identity", "pgd_momentum", "cw_known")
 """Adaptive attacks that follow the gradient of the defended model, in the order of their cost."""
 OTHERS = ("transfer", "kenansville", "tile_bandit")
 """A transfer from the model without the defense at the highest confidence, and black boxes: the controls."""
+DRAWS = 2
+"""Of EOT per step of adversarial training, where the defense is random."""
+TRAINED = (NONE, "QT", "AT", "FeCo raw")
+"""The defenses that adversarial training is combined with."""
+PHASES = ("non_adaptive", "adaptive", "trained")
 PUBLISHED = {
     NONE: (99.8, 0.0, 8.3, None), "QT": (86.8, 67.2, 76.0, 0.0), "AT": (89.2, 81.2, 84.5, 1.8),
     "AS": (98.1, 0.0, 39.8, None), "MS": (83.9, 24.5, 53.9, 0.0), "DS": (91.8, 0.2, 38.3, None),
@@ -87,12 +94,17 @@ def non_adaptive(folder: Path, titles: Mapping[str, str]) -> list[dict[str, obje
     return lines
 
 
-def adaptive(folder: Path, titles: Mapping[str, str]) -> list[dict[str, object]]:
+def adaptive(folder: Path, titles: Mapping[str, str], published: bool = True) -> list[dict[str, object]]:
     """One line per defense: accuracy under each attack that knows it and in the worst case per clip, which attack
-    breaks how many clips first, how loud the changes are, and whether black boxes or transfers beat the gradients."""
+    breaks how many clips first, how loud the changes are, and whether black boxes or transfers beat the gradients.
+
+    Args:
+        folder: with the results of each defense in a folder of its name.
+        published: with the published figure, which is of models without adversarial training.
+    """
     lines = []
     for title in (NONE, *titles):
-        rows = rows_of(folder / "adaptive" / titles.get(title, NONE) / "attack/rows.csv")
+        rows = rows_of(folder / titles.get(title, NONE) / "attack/rows.csv")
         rows = [row for row in rows if row["attack"] in (*GRADIENTS, *OTHERS)]
         present = [name for name in (*GRADIENTS, *OTHERS) if any(row["attack"] == name for row in rows)]
         if not rows:
@@ -115,7 +127,7 @@ def adaptive(folder: Path, titles: Mapping[str, str]) -> list[dict[str, object]]
                  "SNR dB": median(float(row["snr"]) for row in won) if won else "",
                  "PESQ": median(float(row["pesq"]) for row in won) if won else "",
                  "gradient misled": "yes" if sign.failed else "no",
-                 "published adaptive PGD-100": PUBLISHED.get(title, (None,) * 4)[3]}
+                 **({"published adaptive PGD-100": PUBLISHED.get(title, (None,) * 4)[3]} if published else {})}
             )  # fmt: skip
     return lines
 
@@ -129,12 +141,14 @@ def report(config: Config, titles: Mapping[str, str]) -> None:
         f"{count} test clips, L_inf {config.attack.eps[0]}; accuracy on the 16-bit wav; published: percent, CSI-E."
     ]
     notes += [selection.SYNTHETIC] if clips.synthetic else []
-    plain, knowing = non_adaptive(out / "non_adaptive", titles), adaptive(out, titles)
-    if not plain and not knowing:
+    plain, knowing = non_adaptive(out / "non_adaptive", titles), adaptive(out / "adaptive", titles)
+    trained = adaptive(out / "trained", titles, published=False)
+    if not plain and not knowing and not trained:
         raise ValueError(f"{out}: nothing is attacked yet; leave --report out")
     for name, title, lines in (
         ("non_adaptive", "Attacks that ignore the defense", plain),
         ("adaptive", "Attacks that know the defense", knowing),
+        ("trained", "Attacks on models that were trained on adversarial clips through the defense", trained),
     ):
         if lines:
             results.write_table(out / f"{name}.csv", lines, title, notes)
@@ -171,7 +185,26 @@ def main(config: Config, args: argparse.Namespace) -> None:
                 "attack.py", args, f"DEFENSE.names={titles.get(title, '')}", f"ATTACK.names={','.join(attacks)}",
                 f"RESULTS.results_dir={out}/adaptive/{name}", f"RESULTS.plot_dir={config.results.plot_dir}/{name}",
             )  # fmt: skip
+        for title in (*without, *titles) if "trained" in args.phases else ():
+            if title in TRAINED:
+                train_and_attack(args, config, titles.get(title, ""), built.get(title))
     report(config, titles)
+
+
+def train_and_attack(args: argparse.Namespace, config: Config, defense: str, built: Defense | None) -> None:
+    """One model trained on adversarial clips through a defense, or without one, and the attacks that know it."""
+    out = config.results.results_dir
+    random = built is not None and built.randomized
+    folders = f"RESULTS.model_dir={config.results.model_dir}/trained/{defense or NONE}"
+    training = (
+        f"DEFENSE.names={defense}", "TRAINING.method=pgd", "TRAINING.stage=waveform", folders,
+        f"TRAINING.pgd.draws={DRAWS if random else 1}", f"RESULTS.plot_dir={config.results.plot_dir}/trained",
+    )  # fmt: skip
+    call("train_model.py", args, *training)
+    attacks = [name for name in (*GRADIENTS, *OTHERS) if name not in ("pgd_identity", "transfer")]
+    results_dir = f"RESULTS.results_dir={out}/trained/{defense or NONE}"
+    # The model keeps the defense that it was trained behind.
+    call("attack.py", args, *training, f"ATTACK.names={','.join(attacks)}", "DEFENSE.names=", results_dir)
 
 
 if __name__ == "__main__":
@@ -180,9 +213,9 @@ if __name__ == "__main__":
         defenses={"nargs": "*", "choices": list(DEFENSES), "default": [], "help": "the study's names (default: all)"},
         phases={
             "nargs": "*",
-            "choices": ("non_adaptive", "adaptive"),
-            "default": ["non_adaptive", "adaptive"],
-            "help": "of the study (default: both)",
+            "choices": PHASES,
+            "default": list(PHASES),
+            "help": "of the study (default: all)",
         },
         report={"action": "store_true", "help": "only write the tables of the results so far"},
     )

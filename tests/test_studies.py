@@ -87,9 +87,10 @@ def test_networks_for_speakers_train_on_the_background(
 
 
 def test_the_study_of_defenses_has_its_tables(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """experiments/sec4sr.py on two speakers, two defenses and few steps: both tables, from the rows of the scripts."""
+    """experiments/sec4sr.py on two speakers, two defenses and few steps: its tables, from the rows of the scripts."""
     settings = [
         f"DATA.librispeech.source_dir={shared / 'librispeech_mini'}", "DATA.include_dirs=1088,118", "DATA.seconds=0.5",
+        "TRAINING.pgd.steps=1",
         f"DATA.librispeech.splits_dir={ROOT / 'experiments/subsets/librispeech'}", "DATA.librispeech.crops=1",
         "DATA.n_test=2", "TRAINING.epochs=1", "ATTACK.eot_draws=2", "ATTACK.wavs=0", "ATTACK.fakebob.iterations=1",
         "ATTACK.fakebob.pairs=1", "ATTACK.siren.queries=4", "ATTACK.kenansville.levels=2", "ATTACK.kenansville.steps=1",
@@ -98,20 +99,23 @@ def test_the_study_of_defenses_has_its_tables(tmp_path: Path, shared: Path, monk
           ("pgd_10", "pgd_100", "pgd_known", "pgd_identity", "pgd_momentum", "transfer", "cw2_0", "cw2_5", "cw_known")),
         *(f"ATTACK.{name}.search_steps=1" for name in ("cw2_0", "cw2_5", "cw_known")),
     ]  # fmt: skip
-    args = ["--config", str(ROOT / "experiments/sec4sr.ini"), "--defenses", "QT", "FeCo raw"]
+    args = ["--config", str(ROOT / "experiments/sec4sr.ini"), "--defenses", "QT", "FeCo raw, warped"]
     args += [part for setting in settings for part in ("--set", setting)]
     assert call(tmp_path, monkeypatch, "experiments/sec4sr.py", *args) == 0
     tables = {}
-    for name in ("non_adaptive", "adaptive"):
+    for name in ("non_adaptive", "adaptive", "trained"):
         with (tmp_path / f"data/sec4sr/results/{name}.csv").open() as file:
             tables[name] = {row["defense"]: row for row in csv.DictReader(file)}
-    assert list(tables["non_adaptive"]) == ["none", "QT", "FeCo raw"]
-    assert list(tables["adaptive"]) == ["QT", "FeCo raw"]
+    assert list(tables["non_adaptive"]) == ["none", "QT", "FeCo raw, warped"]
+    assert list(tables["adaptive"]) == ["QT", "FeCo raw, warped"]
     for row in tables["adaptive"].values():
         under = [float(row[name]) for name in ("pgd_known", "pgd_momentum", "transfer", "tile_bandit")]
         assert float(row["worst case"]) <= min(under)
     assert tables["adaptive"]["QT"]["pgd_identity"]
-    assert not tables["adaptive"]["FeCo raw"]["pgd_identity"], "it has a gradient of its own"
+    assert not tables["adaptive"]["FeCo raw, warped"]["pgd_identity"], "it has a gradient of its own"
     assert tables["non_adaptive"]["QT"]["published R1"] == "76"
+    assert list(tables["trained"]) == ["QT"], "adversarial training goes with some of the defenses"
+    victim, _ = checkpoint.load(tmp_path / "data/sec4sr/models/trained/quantize/audionet_pgd_quantize.pt")
+    assert [defense.name for defense in victim.defenses] == ["quantize"]
     again = call(tmp_path, monkeypatch, "experiments/sec4sr.py", *args, "--report")
     assert again == 0
