@@ -316,11 +316,14 @@ def test_a_model_that_uses_a_mask_takes_clips_of_any_length() -> None:
 
 
 @pytest.mark.parametrize("front_end", ["audionet", "xvector", "ivector"])
-def test_a_batch_from_which_every_clip_has_gone_is_empty(front_end: str) -> None:
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_batch_from_which_every_clip_has_gone_is_empty(front_end: str, compressed: bool) -> None:
     """An attack hands on only the examples that it still works on, and these may be none."""
+    place = FRONTENDS[front_end](sample_rate=16000, n_samples=16000)[-1].name
     victim = checkpoint.build(
-        model="audionet", front_end=front_end, classes="abc", sample_rate=16000, n_samples=16000
-    ).eval()
+        model="audionet", front_end=front_end, classes="abc", sample_rate=16000, n_samples=16000,
+        defenses=[{"name": "feco", "options": {"ratio": 0.5}, "at": place}] if compressed else [],
+    ).eval()  # fmt: skip
     valid = torch.arange(16000) < torch.tensor([[16000], [9000]])
     chain = with_lengths(victim.frozen(), valid)
     none = torch.empty(0, dtype=torch.long)

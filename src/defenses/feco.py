@@ -66,7 +66,7 @@ class FeCo(Defense):
         """[batch, (bands,) n] -> [batch, (1,) clusters]: as many as the valid frames give."""
         frames = valid if valid.dim() == 2 else valid.flatten(1, -2).any(1)
         clusters = torch.arange(self.clusters(valid.shape[-1]), device=valid.device) < self._counts(frames)[:, None]
-        return clusters if valid.dim() == 2 else clusters.view(len(valid), *[1] * (valid.dim() - 2), -1)
+        return clusters if valid.dim() == 2 else clusters.view(len(valid), *[1] * (valid.dim() - 2), clusters.shape[1])
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
         raise ValueError(f"the stage '{self.name}' has no inverse: it merges frames")
