@@ -353,3 +353,23 @@ def test_attacks_and_certificates_start_from_the_representation_of_the_clip_alon
     certifier = Certifier(*victim.frozen().split(stage), settings, RATE)
     _, start = certifier.smoothed(waveforms[1], 0.1, valid=valid[1])
     torch.testing.assert_close(start[..., : alone.shape[-1]], alone[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("front_end", "stage"), [("audionet", "magnitude"), ("audionet", "log_mel"), ("ivector", "final")]
+)
+@pytest.mark.parametrize("inversion", ["gain_mask", "griffin_lim"])
+def test_each_clip_of_a_batch_is_inverted_with_its_own_length(front_end: str, stage: str, inversion: str) -> None:
+    chain = checkpoint.build(
+        model="audionet", front_end=front_end, classes="ab", sample_rate=RATE, n_samples=RATE
+    ).split(stage)[0]  # fmt: skip
+    x, valid, ids = noise(3, RATE), torch.arange(RATE) < torch.tensor([[RATE], [9000], [12000]]), ("a", "b", "c")
+    x = x * valid
+
+    def back(part: slice) -> Tensor:
+        head = Chain(chain.informed(valid[part]))
+        return INVERSIONS[inversion](head, 0.9 * head(x[part]), x[part], rng=RandomStreams(0, ids[part], "inversion"))
+
+    together = back(slice(3))
+    assert together.shape == x.shape
+    torch.testing.assert_close(together, torch.cat([back(slice(i, i + 1)) for i in range(3)]), atol=1e-4, rtol=1e-3)

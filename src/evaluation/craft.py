@@ -25,7 +25,7 @@ from src.evaluation.passing import Gradient, gradient_of, own_options
 from src.evaluation.predict import predicted_labels
 from src.evaluation.settings import AttackSettings
 from src.evaluation.through_audio import ThroughAudio
-from src.random_streams import RandomStreams
+from src.random_streams import HEAD, RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
 from src.victims.adaptive import Eot, adaptive, is_randomized, once
@@ -151,7 +151,7 @@ class Crafter:
             return model
         return ThroughAudio(
             model,
-            lambda wav, lengths: once(self.representing(lengths), wav, self.streams(ids, "head")),
+            lambda wav, lengths: once(self.representing(lengths), wav, self.streams(ids, HEAD)),
             self._to_audio,
             x,
             valid,
@@ -179,7 +179,7 @@ class Crafter:
         labels = clips.relabeled(self.victim.classes).labels
         x, valid, y = (part.to(self.device) for part in (clips.waveforms(), clips.valid(), labels))
         with torch.no_grad():
-            return x, valid, y, once(self.representing(valid), x, self.streams(clips.ids, "head"))
+            return x, valid, y, once(self.representing(valid), x, self.streams(clips.ids, HEAD))
 
     def _load_in_batches(self, clips: Clips) -> tuple[Tensor, ...]:
         """As `load`, of many clips."""
