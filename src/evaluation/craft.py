@@ -30,7 +30,7 @@ from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
 from src.victims.adaptive import Eot, adaptive, is_randomized, once
 from src.victims.chain import Chain, head_with_lengths, with_lengths
-from src.victims.stage import WAVEFORM
+from src.victims.stage import WAVEFORM, Defense
 from src.victims.victim import Victim
 
 Inversion = Callable[..., Tensor]
@@ -95,12 +95,17 @@ class Crafter:
         device: where everything runs.
 
     Raises:
-        ValueError: the victim has no such representation.
+        ValueError: the victim has no such representation, or there is no way back from it to audio.
     """
 
     def __init__(self, victim: Victim, settings: AttackSettings, inversion: Inversion, device: torch.device):
         self.victim, self.settings, self.inversion, self.device = victim.to(device).eval(), settings, inversion, device
         self.head, self.tail = self.victim.split(settings.stage)
+        if merging := [stage.name for stage in self.head.stages if isinstance(stage, Defense) and stage.shortens]:
+            raise ValueError(
+                f"the attacked {settings.stage} stands behind the defense '{merging[0]}', which merges frames: "
+                "there is no way back to audio"
+            )
         self.frozen_tail = self.victim.frozen().split(settings.stage)[1]
         self.bounds = self.victim.bounds(settings.stage)
         self.grid: float | None = None
