@@ -13,6 +13,9 @@ BLOCK = 16
 """Batches of normal draws are multiples of this: torch fills normals in groups of 16, and only complete groups give the
 same stream for every size of the calls."""
 
+HEAD = "head"
+"""Purpose of the numbers that randomized stages before an attacked representation draw."""
+
 
 def derive_seed(*parts: object) -> int:
     """A 63-bit seed from any printable parts; equal parts give equal seeds on every machine.

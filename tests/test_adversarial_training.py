@@ -290,3 +290,20 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     whole, stopped = (weights(tmp_path / folder / "m.pt") for folder in ("whole", "stopped"))
     assert whole.keys() == stopped.keys()
     assert all(torch.equal(whole[key], stopped[key]) for key in whole)
+
+
+def test_features_are_augmented_where_the_objective_starts_from_the_waveform(clips: Clips) -> None:
+    victim = build(clips)
+    run = TrainingRun(victim, clips, clips, "waveform", "pgd", {}, training(), None, CPU, "m", False)
+    seen: list[tuple[int, ...]] = []
+
+    class Noted:
+        generator = torch.Generator()
+
+        def features(self, x: Tensor) -> Tensor:
+            seen.append(tuple(x.shape))
+            return x
+
+    x = clips.waveforms()[:2]
+    run.learner(Noted(), torch.ones(2, x.shape[1], dtype=torch.bool))(x)  # type: ignore[arg-type]
+    assert seen == [tuple(victim.split(victim.representations[-1])[0](x).shape)]

@@ -362,3 +362,25 @@ def test_the_page_has_every_defense_with_its_defaults() -> None:
     for name in DEFENSES.names():
         first = next(key.default for key in DEFENSES.keys(name) if key.name not in ("method", "n_fft", "hop_length"))
         assert f"{first:g}" in rows[name].split("|")[3], (name, first)
+
+
+@pytest.mark.parametrize("name", DEFENSES.names())
+def test_an_empty_batch_stays_empty(name: str) -> None:
+    stage = built_defense(name)
+    x = torch.empty(0, 8, 50) if stage.frames_only else torch.empty(0, RATE)
+    assert stage(x).shape[:-1] == x.shape[:-1]
+    assert stage.draw(x, RandomStreams(0, (), "judge")).shape[:-1] == x.shape[:-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lowpass", {"pass_hz": 4000.0, "stop_hz": 4001.0}),
+        ("lowpass", {"pass_hz": 4000.0, "stop_hz": 4030.0}),
+        ("bandpass", {"low_stop_hz": 299.0}),
+        ("bandpass", {"low_stop_hz": 0.001, "low_pass_hz": 0.002}),
+    ],
+)
+def test_edges_that_no_filter_can_meet_are_refused(name: str, options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"no {name} filter of order .* set pass and stop edges farther apart"):
+        DEFENSES[name](sample_rate=RATE, **options)

@@ -10,10 +10,11 @@ from torch import Tensor
 from src.inversion.griffin_lim import retrieve_phase
 from src.inversion.nnls import solver
 from src.perception import snr
-from src.random_streams import RandomStreams
-from src.registry import FRONTENDS, INVERSIONS
+from src.random_streams import HEAD, RandomStreams
+from src.registry import DEFENSES, FRONTENDS, INVERSIONS
 from src.stages.magnitude import Magnitude
 from src.stages.mel import Mel
+from src.victims.adaptive import once
 from src.victims.chain import Chain
 
 SR = 16000
@@ -173,3 +174,20 @@ def test_nnls_reaches_an_attainable_target_and_the_optimum_of_another():
     assert float(gradient.min()) > -1e-6
     assert float((gradient * s).abs().max()) < 1e-6
     assert float((scaled @ s - target).norm()) > 0.1
+
+
+@pytest.mark.parametrize("inversion", ["gain_mask", "griffin_lim"])
+def test_a_random_stage_before_the_representation_is_drawn_as_it_was(inversion: str, x: Tensor) -> None:
+    """From the examples' own streams: the clip comes back, whatever the state of torch's global stream."""
+    random = DEFENSES["noise_at_snr"](sample_rate=SR, snr_db=10.0)
+    head, x = Chain([random, *head_of("mfcc").stages][:4]), x[:3]
+    ids = [str(i) for i in range(3)]
+    z = once(head, x, RandomStreams(0, ids, HEAD))
+    made = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        made.append(INVERSIONS[inversion](head, z, x, rng=streams(3)))
+    assert torch.equal(*made)
+    if inversion == "gain_mask":  # the noisy clip itself: a defense has no inverse but the identity
+        noisy = once(Chain([random]), x, RandomStreams(0, ids, HEAD))
+        assert float(snr(noisy, made[0]).min()) > 60

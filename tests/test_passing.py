@@ -13,6 +13,7 @@ from src import api, config
 from src.commands import attack as attack_commands
 from src.commands import sanity
 from src.evaluation.passing import check_passing, gradient_of, own_options
+from src.victims import checkpoint
 from src.victims.adaptive import adaptive
 from src.victims.stage import Defense
 from src.victims.victim import Victim
@@ -196,3 +197,22 @@ def test_bpda_with_the_identity_reaches_the_crafter(mirrored: Victim) -> None:
         (grads[gradient],) = torch.autograd.grad(model(leaf)[:, 0].sum(), leaf)
     assert torch.equal(grads["identity"], -grads["substitute"])
     assert adaptive(attacked.crafter.frozen_tail) is not attacked.crafter.frozen_tail
+
+
+def test_no_representation_behind_merged_frames_is_attacked() -> None:
+    """Refused before any work: nothing can be made audible that is found there."""
+    victim = checkpoint.build(
+        model="resnet", model_options={"widths": (4, 8)}, classes=("a", "b"), sample_rate=RATE, n_samples=RATE,
+        defenses=[{"name": "feco", "at": "mel"}],
+    )  # fmt: skip
+    for stage in ("feco", "log_mel"):
+        with pytest.raises(ValueError, match=f"attacked {stage} stands behind the defense 'feco', which merges frames"):
+            attack_commands.attacked_model(config_of(f"ATTACK.stage={stage}"), trained(victim=victim), CPU)
+    attack_commands.attacked_model(config_of("ATTACK.stage=mel"), trained(victim=victim), CPU)
+
+
+def test_no_threshold_is_estimated_where_there_is_none() -> None:
+    """The last logit of a closed set is a class: taken for a threshold, it would weaken the attack silently."""
+    loaded = config_of("ATTACK.names=fakebob", "ATTACK.fakebob.threshold=estimated")
+    with pytest.raises(ValueError, match="fakebob: threshold = estimated: net has no threshold"):
+        attack_commands.attacked_model(loaded, trained(), CPU)

@@ -356,3 +356,42 @@ def test_attacks_and_certificates_start_from_the_representation_of_the_clip_alon
     certifier = Certifier(*victim.frozen().split(stage), settings, RATE)
     _, start = certifier.smoothed(waveforms[1], 0.1, valid=valid[1])
     torch.testing.assert_close(start[..., : alone.shape[-1]], alone[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("front_end", "stage"), [("audionet", "magnitude"), ("audionet", "log_mel"), ("ivector", "final")]
+)
+@pytest.mark.parametrize("inversion", ["gain_mask", "griffin_lim"])
+def test_each_clip_of_a_batch_is_inverted_with_its_own_length(front_end: str, stage: str, inversion: str) -> None:
+    chain = checkpoint.build(
+        model="audionet", front_end=front_end, classes="ab", sample_rate=RATE, n_samples=RATE
+    ).split(stage)[0]  # fmt: skip
+    x, valid, ids = noise(3, RATE), torch.arange(RATE) < torch.tensor([[RATE], [9000], [12000]]), ("a", "b", "c")
+    x = x * valid
+
+    def back(part: slice) -> Tensor:
+        head = Chain(chain.informed(valid[part]))
+        return INVERSIONS[inversion](head, 0.9 * head(x[part]), x[part], rng=RandomStreams(0, ids[part], "inversion"))
+
+    together = back(slice(3))
+    assert together.shape == x.shape
+    torch.testing.assert_close(together, torch.cat([back(slice(i, i + 1)) for i in range(3)]), atol=1e-4, rtol=1e-3)
+
+
+def test_noise_has_the_snr_of_the_clip_without_its_padding() -> None:
+    stage, x = DEFENSES["noise_at_snr"](sample_rate=RATE, snr_db=10.0), noise(2, RATE)
+    valid = torch.arange(RATE) < torch.tensor([[RATE], [4000]])
+    x = x * valid
+    added = stage.with_valid(valid).draw(x, RandomStreams(0, "ab", "judge")) - x
+    assert not added[1, 4000:].any()
+    for i, n in enumerate((RATE, 4000)):
+        snr = 10 * torch.log10(x[i, :n].square().mean() / added[i, :n].square().mean())
+        assert abs(float(snr) - 10) < 0.3
+        alone = stage.draw(x[i : i + 1, :n], RandomStreams(0, "ab"[i], "judge"))[0]
+        torch.testing.assert_close((x + added)[i, :n], alone)
+
+
+def test_bpda_by_the_identity_stays_so_where_lengths_are_known() -> None:
+    pre = PreEmphasis(0.9)
+    informed = Bpda(pre, identity=True).with_valid(torch.ones(1, 4, dtype=torch.bool))
+    assert informed.identity

@@ -26,6 +26,7 @@ from src.evaluation.summary import Row
 from src.files import fingerprint
 from src.output import figures, results
 from src.registry import ATTACKS, INVERSIONS
+from src.victims.embedder import NOBODY
 from src.victims.victim import Victim
 
 SHOWN = ("model", "attack", "norm", "eps", "clean accuracy", "robust accuracy", "on wav", "survival", "inversion only",
@@ -49,12 +50,15 @@ class AttackedModel:
 
 
 def attacked_model(config: Config, model: selection.Trained, device: torch.device) -> AttackedModel:
-    """Raises ValueError where the model has no such representation, or an attack does not fit its sample rate."""
+    """Raises ValueError where the model has no such representation, or an attack does not fit its sample rate or its
+    task."""
     for name in config.attack.names:
         options = {**config.component("ATTACK", name), "sample_rate": model.victim.sample_rate}
         ATTACKS.check_options(config.attack.registered(name), options)
         if gradient_of(options) == "undefended" and config.attack.stage in {d.name for d in model.victim.defenses}:
             raise ValueError(f"{name}: gradient = undefended: the attacked {config.attack.stage} is itself a defense")
+        if options.get("threshold") == "estimated" and NOBODY not in model.victim.classes:
+            raise ValueError(f"{name}: threshold = estimated: {model.name} has no threshold, it rejects nobody")
     inversion = functools.partial(
         INVERSIONS[config.inversion.name], **config.component("INVERSION", config.inversion.name)
     )

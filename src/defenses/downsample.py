@@ -28,6 +28,8 @@ class Downsample(Defense):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, time] -> [batch, time]."""
+        if not len(x):
+            return x
         lower = resample(x, self.sample_rate, self.lower_rate)
         back = resample(lower, self.lower_rate, self.sample_rate)
         return F.pad(back, (0, x.shape[-1] - back.shape[-1]))  # cuts what exceeds the length

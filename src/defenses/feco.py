@@ -81,6 +81,8 @@ class FeCo(Defense):
 
     def _compress(self, x: Tensor, random: Tensor | None) -> Tensor:
         n, valid = x.shape[-1], self.valid
+        if not len(x):
+            return x[..., : self.clusters(n)]
         rows = x.flatten(1, -2)
         if valid is None:
             frames = torch.ones(len(x), n, dtype=torch.bool, device=x.device)

@@ -12,7 +12,8 @@ from src.victims.stage import Defense
 
 @DEFENSES.register("noise_at_snr")
 class NoiseAtSnr(Defense):
-    """Add fresh white noise whose power is the clip's power divided by the SNR.
+    """Add fresh white noise whose power is the clip's power divided by the SNR. Padding has no part in either where the
+    true length of the clip is known.
 
     Args:
         snr_db: signal-to-noise ratio, dB.
@@ -20,6 +21,7 @@ class NoiseAtSnr(Defense):
 
     randomized = True
     waveform_only = False
+    uses_mask = True
 
     def __init__(self, *, sample_rate: int, snr_db: float = 16.0):
         super().__init__("noise_at_snr")
@@ -34,5 +36,7 @@ class NoiseAtSnr(Defense):
         return self._add(x, rng.normal(x))
 
     def _add(self, x: Tensor, noise: Tensor) -> Tensor:
-        rms = (x.square().mean(tuple(range(1, x.dim())), keepdim=True) + 1e-20).sqrt()
-        return x + noise * rms * self.ratio
+        valid = torch.ones_like(x) if self.valid is None else self.valid.to(x).expand_as(x)
+        dims = tuple(range(1, x.dim()))
+        power = (x * valid).square().sum(dims, keepdim=True) / valid.sum(dims, keepdim=True).clamp_min(1)
+        return x + noise * valid * (power + 1e-20).sqrt() * self.ratio

@@ -32,11 +32,15 @@ class Pagn(Defense):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, time] -> [batch, time], noise from torch's global stream."""
+        if not len(x):
+            return x
         bins = self._bins(x)
         return self._add(x, bins, torch.randn_like(bins.real))
 
     def draw(self, x: Tensor, rng: RandomStreams) -> Tensor:
         """The same with noise from the examples' own streams."""
+        if not len(x):
+            return x
         bins = self._bins(x)
         return self._add(x, bins, rng.normal(bins.real))
 

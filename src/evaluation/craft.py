@@ -25,12 +25,12 @@ from src.evaluation.passing import Gradient, gradient_of, own_options
 from src.evaluation.predict import predicted_labels
 from src.evaluation.settings import AttackSettings
 from src.evaluation.through_audio import ThroughAudio
-from src.random_streams import RandomStreams
+from src.random_streams import HEAD, RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
 from src.victims.adaptive import Eot, adaptive, is_randomized, once
 from src.victims.chain import Chain, head_with_lengths, with_lengths
-from src.victims.stage import WAVEFORM
+from src.victims.stage import WAVEFORM, Defense
 from src.victims.victim import Victim
 
 Inversion = Callable[..., Tensor]
@@ -95,12 +95,17 @@ class Crafter:
         device: where everything runs.
 
     Raises:
-        ValueError: the victim has no such representation.
+        ValueError: the victim has no such representation, or there is no way back from it to audio.
     """
 
     def __init__(self, victim: Victim, settings: AttackSettings, inversion: Inversion, device: torch.device):
         self.victim, self.settings, self.inversion, self.device = victim.to(device).eval(), settings, inversion, device
         self.head, self.tail = self.victim.split(settings.stage)
+        if merging := [stage.name for stage in self.head.stages if isinstance(stage, Defense) and stage.shortens]:
+            raise ValueError(
+                f"the attacked {settings.stage} stands behind the defense '{merging[0]}', which merges frames: "
+                "there is no way back to audio"
+            )
         self.frozen_tail = self.victim.frozen().split(settings.stage)[1]
         self.bounds = self.victim.bounds(settings.stage)
         self.grid: float | None = None
@@ -151,7 +156,7 @@ class Crafter:
             return model
         return ThroughAudio(
             model,
-            lambda wav, lengths: once(self.representing(lengths), wav, self.streams(ids, "head")),
+            lambda wav, lengths: once(self.representing(lengths), wav, self.streams(ids, HEAD)),
             self._to_audio,
             x,
             valid,
@@ -179,7 +184,7 @@ class Crafter:
         labels = clips.relabeled(self.victim.classes).labels
         x, valid, y = (part.to(self.device) for part in (clips.waveforms(), clips.valid(), labels))
         with torch.no_grad():
-            return x, valid, y, once(self.representing(valid), x, self.streams(clips.ids, "head"))
+            return x, valid, y, once(self.representing(valid), x, self.streams(clips.ids, HEAD))
 
     def _load_in_batches(self, clips: Clips) -> tuple[Tensor, ...]:
         """As `load`, of many clips."""

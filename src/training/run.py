@@ -225,7 +225,7 @@ class TrainingRun:
 
         def augmented(x: Tensor, first: int = 0) -> Tensor:
             features = self.features_of(x, valid[first:])
-            features = features if self.features or x.dim() != 3 else augmentation.features(features)
+            features = features if self.features or features.dim() != 3 else augmentation.features(features)
             return self.classify(features, mask if mask is None else mask[first:])
 
         def plain(x: Tensor) -> Tensor:

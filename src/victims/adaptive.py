@@ -76,7 +76,7 @@ class Bpda(Stage):
         return self.stage.valid_output(valid)
 
     def with_valid(self, valid: Tensor) -> Bpda:
-        return Bpda(self.stage.with_valid(valid)) if self.uses_mask else self
+        return Bpda(self.stage.with_valid(valid), self.identity) if self.uses_mask else self
 
 
 def once(chain: Chain, x: Tensor, rng: RandomStreams) -> Tensor:
