@@ -12,13 +12,14 @@ from src.victims.stage import Defense
 
 @DEFENSES.register("noise_at_snr")
 class NoiseAtSnr(Defense):
-    """Add fresh white noise whose power is the clip's power divided by the SNR.
+    """Add fresh white noise whose power is the clip's power divided by the SNR. Padding has no part in that power.
 
     Args:
         snr_db: signal-to-noise ratio, dB.
     """
 
     randomized = True
+    uses_mask = True
     waveform_only = False
 
     def __init__(self, *, sample_rate: int, snr_db: float = 16.0):
@@ -34,5 +35,8 @@ class NoiseAtSnr(Defense):
         return self._add(x, rng.normal(x))
 
     def _add(self, x: Tensor, noise: Tensor) -> Tensor:
-        rms = (x.square().mean(tuple(range(1, x.dim())), keepdim=True) + 1e-20).sqrt()
+        inside = torch.ones_like(x) if self.valid is None else self.valid.expand_as(x).to(x)
+        axes = tuple(range(1, x.dim()))
+        power = (x.square() * inside).sum(axes, keepdim=True) / inside.sum(axes, keepdim=True).clamp_min(1)
+        rms = (power + 1e-20).sqrt()
         return x + noise * rms * self.ratio
