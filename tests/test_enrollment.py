@@ -216,6 +216,26 @@ def test_attack_and_certificate_know_no_task(speakers: Path, monkeypatch: pytest
             assert line[f"r = {r:g}"] == f"{share:.2f}"
 
 
+def test_recognizers_judge_clips_that_were_crafted_on_others(
+    speakers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each has the clean accuracy that evaluate_model.py gives it, whatever model the clips were crafted on."""
+    names = ("resnet_osi_plda", "resnet_sv_plda_7", "resnet_csi_plda")
+    judging = [part for name in names for part in ("--judge", name)]
+    arguments = ("--set", "DATA.n_test=19", "--set", "RESULTS.results_dir=crossed")
+    crafted = ("--model", "resnet_osi_plda", "--model", "resnet_sv_plda_5")
+    assert call(speakers, monkeypatch, "attack.py", *crafted, *judging, *arguments) == 0
+    assert "of speakers that resnet_csi_plda does not know" in capsys.readouterr().out
+    models = [part for name in names for part in ("--model", name)]
+    assert call(speakers, monkeypatch, "evaluate_model.py", *models, *arguments) == 0
+    expected = {row["model"]: row for row in rows(speakers / "crossed/evaluate/accuracy.test.csv")}
+    table = rows(speakers / "crossed/attack/judged.summary.csv")
+    assert len(table) == 12
+    for row in table:
+        assert row["clips"] == expected[row["judge"]]["n"]
+        assert float(row["clean accuracy"]) == pytest.approx(float(expected[row["judge"]]["accuracy"]))
+
+
 def test_enrollment_behind_a_defense(speakers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["DEFENSE.names=noise_at_snr", "SPEAKER.tasks=osi", "SPEAKER.back_ends=cosine",
                  "SPEAKER.score_norms=none", "RESULTS.results_dir=defended"]  # fmt: skip
