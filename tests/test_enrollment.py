@@ -273,6 +273,9 @@ def test_a_wanted_false_accept_rate(
         (["SPEAKER.speakers=5, 55"], "unknown speaker '55'; did you mean '5'? (choices: 5, 6, 7)"),
         (["SPEAKER.speakers=8"], "unknown speaker '8'"),
         (["SPEAKER.speakers=5"], "csi tells speakers apart, so it needs at least two"),
+        (["SPEAKER.speakers=5, 7, 5"], "speakers names 5 twice"),
+        (["SPEAKER.tasks=osi, osi"], "tasks names osi twice"),
+        (["SPEAKER.cohort_top=1"], "input should be greater than or equal to 2"),
         (["SPEAKER.utterances=5"], "utterances = 5: speaker 5 has only 4 usable clips to enroll"),
         (["SPEAKER.plda.lda_dimensions=4"], "an LDA of 4 background speakers has at most 3 dimensions"),
         (["SPEAKER.cohort_top=33"], "cohort_top = 33: there are only 32 background clips"),
@@ -363,6 +366,27 @@ def test_trials_without_imposters(
     arguments = ("--model", "resnet", "--set", "DATA.data_dir=others", "--set", "SPEAKER.tasks=osi")
     assert call(speakers, monkeypatch, "enroll_speakers.py", *arguments) == 2
     assert "has no trials of the enrolled" in capsys.readouterr().err
+
+
+def test_embeddings_that_a_back_end_cannot_use_leave_nothing_half_written(
+    speakers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = store.load(speakers / "clips", "train")
+    labels = clips.labels.tolist()
+    changed_store(speakers, speakers / "singles", "train", [labels.index(k) for k in sorted(set(labels))], [])
+    (speakers / "only_network").mkdir()
+    shutil.copy(speakers / "data/models/resnet.pt", speakers / "only_network")
+    settings = ("DATA.data_dir=singles", "RESULTS.model_dir=only_network", "SPEAKER.cohort_top=2")
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    for dimensions, message in (("auto", "an LDA needs several background clips"), ("0", "plda: the projected")):
+        extra = ("--set", f"SPEAKER.plda.lda_dimensions={dimensions}")
+        assert call(speakers, monkeypatch, "enroll_speakers.py", *arguments, *extra) == 2
+        assert message in capsys.readouterr().err
+        assert [path.name for path in (speakers / "only_network").iterdir()] == ["resnet.pt"]
+    changed_store(speakers, speakers / "one", "train", [i for i, k in enumerate(labels) if k == labels[0]], [])
+    arguments[1] = "DATA.data_dir=one"
+    assert call(speakers, monkeypatch, "enroll_speakers.py", *arguments) == 2
+    assert "needs at least 2 of them, there is 1" in capsys.readouterr().err
 
 
 def test_a_store_without_roles(
