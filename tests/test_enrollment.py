@@ -368,6 +368,25 @@ def test_trials_without_imposters(
     assert "has no trials of the enrolled" in capsys.readouterr().err
 
 
+def test_a_network_that_was_trained_anew(
+    speakers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = speakers / "anew"
+    folder.mkdir()
+    for name in ("resnet", "resnet_osi_cosine"):
+        shutil.copy(speakers / f"data/models/{name}.pt", folder)
+    settings = ("RESULTS.model_dir=anew", "RESULTS.results_dir=anew_results", "RESULTS.plot_dir=anew_plots")
+    arguments = ("--model", "resnet_osi_cosine", *(part for setting in settings for part in ("--set", setting)))
+    warning = "warning: resnet_osi_cosine was enrolled with an earlier training of resnet"
+    for expected in (False, True):
+        assert call(speakers, monkeypatch, "evaluate_model.py", *arguments) == 0
+        assert (warning in capsys.readouterr().out) is expected
+        victim, facts = checkpoint.load(folder / "resnet.pt")
+        with torch.no_grad():
+            next(victim.parameters()).mul_(1.5)
+        checkpoint.save(folder / "resnet.pt", victim, facts)
+
+
 def test_embeddings_that_a_back_end_cannot_use_leave_nothing_half_written(
     speakers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
