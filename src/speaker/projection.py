@@ -67,7 +67,7 @@ class Projection(nn.Module):
         Raises:
             ValueError: an LDA of one utterance per speaker.
         """
-        speakers = len(labels.unique())
+        speakers = len(np.unique(labels.numpy()))
         if self.dimensions and len(labels) <= speakers:
             raise ValueError(
                 f"an LDA needs several background clips of a speaker, there are {len(labels)} of {speakers} speakers"
