@@ -22,7 +22,11 @@ def main(config: Config, args: argparse.Namespace) -> None:
     every = networks(config, args.model, run.background)
     # All are built first, so that a mistake is reported before any work.
     plans = [(network, run.plans(network)) for network in every]
-    lines = [line for network, own in plans for line in run.enroll(network, own)]
+    # All are filled before the first is written: embeddings that a back end cannot use leave no half of the models.
+    filled = [
+        (plan, facts) for network, own in plans for plan, facts in zip(own, run.enroll(network, own), strict=True)
+    ]
+    lines = [run.save(plan, facts) for plan, facts in filled]
     fields = list(dict.fromkeys(field for line in lines for field in line))
     table = [{field: line.get(field, "") for field in fields} for line in lines]
     notes = [note(config.speaker.false_accept_rate, line) for line in lines if "theta" in line]

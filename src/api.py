@@ -38,7 +38,7 @@ class Adversarial:
     Attributes:
         clips: the adversarial clips, 16-bit as a wav would hold them.
         facts: what is known of each: prediction, predictions at the stage and in audio, distance, SNR, PESQ, calls ...
-        original: the clips before the attack.
+        original: the clips before the attack, with labels in their own classes.
         victim: the model that was attacked.
         targeted: whether the attack aimed at the label `facts[i]["target"]`.
         seed: of the draws of a randomized model.
@@ -118,14 +118,14 @@ def attack(
     values = {**settings, "names": (name,)} | ({"eps": (budget,)} if budget else {})
     attack_settings = AttackSettings(**validated(keys_of(AttackSettings), values, "setting of [ATTACK]"))
     check_passing(spec_of(name), options, attack_settings.adaptive)
-    clips, fit_clips = fitting(victim, clips), fit_clips and fitting(victim, fit_clips)
+    original, clips, fit_clips = clips, fitting(victim, clips), fit_clips and fitting(victim, fit_clips)
     crafter = Crafter(victim, attack_settings, functools.partial(INVERSIONS[inversion]), torch.device(device))
     begins_there = spec_of(name).takes_examples
     fitted = crafter.fit(fit_clips, name, options, budget) if fit_clips and not begins_there else None
     crafted = list(crafter.craft(clips, name, options, budget, fitted, fit_clips))
     adversarial = replace(clips, samples=np.stack([clip.samples for clip in crafted]))
     return Adversarial(
-        adversarial, [clip.facts for clip in crafted], clips, victim, attack_settings.targeted, attack_settings.seed
+        adversarial, [clip.facts for clip in crafted], original, victim, attack_settings.targeted, attack_settings.seed
     )
 
 

@@ -175,6 +175,27 @@ def test_lists_of_roles_are_splits_of_one_store(subset: Path, tmp_path: Path) ->
         plan(subset, splits_dir=str(lists))
 
 
+@pytest.mark.parametrize(
+    ("title", "line", "message"),
+    [
+        ("testing", "84-7-0000", "speaker 84 is in the split train, whose speakers are the background, and in test"),
+        ("enrollment", "84-7-0008", "speaker 84 is in the split train, .* and in enrollment"),
+        ("calibration", "1088-7-0009", "speaker 1088, who is not enrolled, is an imposter both in calibration and in"),
+    ],
+)
+def test_no_speaker_has_two_roles(subset: Path, tmp_path: Path, title: str, line: str, message: str) -> None:
+    lists = with_roles(tmp_path)
+    for path in lists.iterdir():  # an utterance in two lists has a message of its own
+        path.write_text("".join(name for name in path.read_text().splitlines(True) if line not in name))
+    with (lists / f"{title}.txt").open("a") as file:
+        file.write(f"{line}.flac\n")
+    with pytest.raises(ValueError, match=message):
+        plan(subset, splits_dir=str(lists))
+    # Speakers who are left out by include_dirs do not matter.
+    if line.startswith("1088"):
+        assert "1088" not in plan(subset, ("84", "118"), splits_dir=str(lists)).classes
+
+
 def test_only_listed_speakers_are_classes(subset: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "splits").iterdir():
         path.write_text("".join(line for line in path.read_text().splitlines(True) if "1088-" not in line))

@@ -188,6 +188,9 @@ def test_clips_of_unknown_speakers_can_be_left_out() -> None:
     # Words are no speakers: a model that lacks one of them is refused.
     words = spoken_by(("eve", "ann"), ("one", "two"))
     assert words.known(("ann",)) is words
+    # Nor does it say anything about them that a recognizer of speakers knows nobody.
+    with pytest.raises(ValueError, match="does not know the class 'ann'"):
+        words.relabeled(("bob", "nobody"))
 
 
 def speakers_config(tmp_path: Path) -> None:

@@ -216,6 +216,26 @@ def test_attack_and_certificate_know_no_task(speakers: Path, monkeypatch: pytest
             assert line[f"r = {r:g}"] == f"{share:.2f}"
 
 
+def test_recognizers_judge_clips_that_were_crafted_on_others(
+    speakers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each has the clean accuracy that evaluate_model.py gives it, whatever model the clips were crafted on."""
+    names = ("resnet_osi_plda", "resnet_sv_plda_7", "resnet_csi_plda")
+    judging = [part for name in names for part in ("--judge", name)]
+    arguments = ("--set", "DATA.n_test=19", "--set", "RESULTS.results_dir=crossed")
+    crafted = ("--model", "resnet_osi_plda", "--model", "resnet_sv_plda_5")
+    assert call(speakers, monkeypatch, "attack.py", *crafted, *judging, *arguments) == 0
+    assert "of speakers that resnet_csi_plda does not know" in capsys.readouterr().out
+    models = [part for name in names for part in ("--model", name)]
+    assert call(speakers, monkeypatch, "evaluate_model.py", *models, *arguments) == 0
+    expected = {row["model"]: row for row in rows(speakers / "crossed/evaluate/accuracy.test.csv")}
+    table = rows(speakers / "crossed/attack/judged.summary.csv")
+    assert len(table) == 12
+    for row in table:
+        assert row["clips"] == expected[row["judge"]]["n"]
+        assert float(row["clean accuracy"]) == pytest.approx(float(expected[row["judge"]]["accuracy"]))
+
+
 def test_enrollment_behind_a_defense(speakers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["DEFENSE.names=noise_at_snr", "SPEAKER.tasks=osi", "SPEAKER.back_ends=cosine",
                  "SPEAKER.score_norms=none", "RESULTS.results_dir=defended"]  # fmt: skip
@@ -253,6 +273,9 @@ def test_a_wanted_false_accept_rate(
         (["SPEAKER.speakers=5, 55"], "unknown speaker '55'; did you mean '5'? (choices: 5, 6, 7)"),
         (["SPEAKER.speakers=8"], "unknown speaker '8'"),
         (["SPEAKER.speakers=5"], "csi tells speakers apart, so it needs at least two"),
+        (["SPEAKER.speakers=5, 7, 5"], "speakers names 5 twice"),
+        (["SPEAKER.tasks=osi, osi"], "tasks names osi twice"),
+        (["SPEAKER.cohort_top=1"], "input should be greater than or equal to 2"),
         (["SPEAKER.utterances=5"], "utterances = 5: speaker 5 has only 4 usable clips to enroll"),
         (["SPEAKER.plda.lda_dimensions=4"], "an LDA of 4 background speakers has at most 3 dimensions"),
         (["SPEAKER.cohort_top=33"], "cohort_top = 33: there are only 32 background clips"),
@@ -343,6 +366,46 @@ def test_trials_without_imposters(
     arguments = ("--model", "resnet", "--set", "DATA.data_dir=others", "--set", "SPEAKER.tasks=osi")
     assert call(speakers, monkeypatch, "enroll_speakers.py", *arguments) == 2
     assert "has no trials of the enrolled" in capsys.readouterr().err
+
+
+def test_a_network_that_was_trained_anew(
+    speakers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = speakers / "anew"
+    folder.mkdir()
+    for name in ("resnet", "resnet_osi_cosine"):
+        shutil.copy(speakers / f"data/models/{name}.pt", folder)
+    settings = ("RESULTS.model_dir=anew", "RESULTS.results_dir=anew_results", "RESULTS.plot_dir=anew_plots")
+    arguments = ("--model", "resnet_osi_cosine", *(part for setting in settings for part in ("--set", setting)))
+    warning = "warning: resnet_osi_cosine was enrolled with an earlier training of resnet"
+    for expected in (False, True):
+        assert call(speakers, monkeypatch, "evaluate_model.py", *arguments) == 0
+        assert (warning in capsys.readouterr().out) is expected
+        victim, facts = checkpoint.load(folder / "resnet.pt")
+        with torch.no_grad():
+            next(victim.parameters()).mul_(1.5)
+        checkpoint.save(folder / "resnet.pt", victim, facts)
+
+
+def test_embeddings_that_a_back_end_cannot_use_leave_nothing_half_written(
+    speakers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = store.load(speakers / "clips", "train")
+    labels = clips.labels.tolist()
+    changed_store(speakers, speakers / "singles", "train", [labels.index(k) for k in sorted(set(labels))], [])
+    (speakers / "only_network").mkdir()
+    shutil.copy(speakers / "data/models/resnet.pt", speakers / "only_network")
+    settings = ("DATA.data_dir=singles", "RESULTS.model_dir=only_network", "SPEAKER.cohort_top=2")
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    for dimensions, message in (("auto", "an LDA needs several background clips"), ("0", "plda: the projected")):
+        extra = ("--set", f"SPEAKER.plda.lda_dimensions={dimensions}")
+        assert call(speakers, monkeypatch, "enroll_speakers.py", *arguments, *extra) == 2
+        assert message in capsys.readouterr().err
+        assert [path.name for path in (speakers / "only_network").iterdir()] == ["resnet.pt"]
+    changed_store(speakers, speakers / "one", "train", [i for i, k in enumerate(labels) if k == labels[0]], [])
+    arguments[1] = "DATA.data_dir=one"
+    assert call(speakers, monkeypatch, "enroll_speakers.py", *arguments) == 2
+    assert "needs at least 2 of them, there is 1" in capsys.readouterr().err
 
 
 def test_a_store_without_roles(

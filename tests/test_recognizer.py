@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.datasets.store import Clips
+from src.evaluation import Judge
 from src.losses import cross_entropy, fooled, margin
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS, BACK_ENDS
@@ -357,3 +359,39 @@ def test_a_recognizer_does_not_change_its_network() -> None:
     assert "recognizer" not in plain.recipe
     assert all(torch.equal(value, before[key]) for key, value in plain.state_dict().items())
     assert F.cosine_similarity(victim.classifier.enrolled, torch.zeros(1, 12)).item() == 0
+
+
+def test_two_recognizers_judge_the_same_clips_by_their_own_truth() -> None:
+    """Who is enrolled in one is nobody to the other: equal names are not the same answer."""
+
+    class Says(torch.nn.Module):
+        """The class that the first sample names."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.one_hot((x[:, 0] * 10).round().long(), 3).float()
+
+    def says(classes: tuple[str, ...]) -> Victim:
+        return Victim([], Says(), classes=classes, sample_rate=RATE, n_samples=8)
+
+    def clips_of(first: list[float]) -> Clips:
+        samples = np.zeros((3, 8), np.int16)
+        samples[:, 0] = np.round(np.array(first) * 3276.8)
+        return Clips(samples, torch.tensor([0, 1, 2]), torch.full((3,), 8), tuple("abc"), ("5", "7", "9"), RATE)
+
+    for crafted_on, judging in ((("5", NOBODY), ("7", "5", NOBODY)), (("7", "5", NOBODY), ("5", NOBODY))):
+        judge = says(judging)
+        right = [judging.index(name) if name in judging else judging.index(NOBODY) for name in ("5", "7", "9")]
+        clean = clips_of([float(k) for k in right])
+        wrong = clips_of([float((k + 1) % len(judging)) for k in right])
+        for heard, expected in ((clean, False), (wrong, True)):
+            crafted = heard.relabeled(crafted_on)
+            places = {f"prediction_{place}": -1 for place in ("stage", "audio")}
+            known = {"target": -1, "feasible": True, "length": 8, "tags": {}, **places}
+            facts = [
+                {"id": i, "label": int(y), "prediction": int(y), **known}
+                for i, y in zip(crafted.ids, crafted.labels, strict=True)
+            ]
+            rows = list(Judge(judge, torch.device("cpu")).rows(crafted, facts, targeted=False, clean=clean))
+            assert [row["correct"] for row in rows] == [True] * 3
+            assert [row["success_wav"] for row in rows] == [expected] * 3
+            assert [row["share_wav"] for row in rows] == [float(expected)] * 3

@@ -125,7 +125,7 @@ class EnrollmentRun:
         return labels
 
     def enroll(self, network: selection.Trained, plans: Sequence[Plan]) -> list[dict[str, Any]]:
-        """Fill and save every recognizer of a network; one line per recognizer for the table."""
+        """Fill every recognizer of a network; the facts of each for `save`."""
         embedded = {
             "train": self.embeddings(network, self.background),
             "enrollment": self.embeddings(network, self.enrollment),
@@ -133,7 +133,7 @@ class EnrollmentRun:
         calibration = (
             self.embeddings(network, self.calibration) if any(NOBODY in p.victim.classes for p in plans) else None
         )
-        lines = []
+        filled = []
         for plan in plans:
             recognizer, enrollment = plan.recognizer.cpu(), plan.recognizer.enrollment
             back_end = recognizer.back_end
@@ -157,10 +157,14 @@ class EnrollmentRun:
                 "calibration": line,
             }
             # How the network was trained stays known: certify.py, for one, compares the noise.
-            facts = {**network.facts, "classes": list(plan.victim.classes), "enrollment": enrolled}
-            checkpoint.save(self.path(plan), plan.victim.eval(), facts)
-            lines.append(line)
-        return lines
+            filled.append({**network.facts, "classes": list(plan.victim.classes), "enrollment": enrolled})
+        return filled
+
+    def save(self, plan: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a filled recognizer; its line for the table."""
+        checkpoint.save(self.path(plan), plan.victim.eval(), facts)
+        line: dict[str, Any] = facts["enrollment"]["calibration"]
+        return line
 
     def threshold(self, recognizer: Recognizer, embeddings: Tensor, labels: Tensor) -> dict[str, Any]:
         """Choose and set theta; what stands behind it."""

@@ -41,8 +41,9 @@ def judge_crafted(
     device: torch.device,
 ) -> None:
     """Score what every attack made against every one of the models, on every judge: rows in judged.csv, one line per
-    model, attack, eps and judge in judged.summary.csv."""
+    model, attack, eps and judge in judged.summary.csv. A judge is asked about the clips of classes that it knows."""
     settings, clips = command.config.attack, command.clips
+    known = {judge.name: set(selection.known_clips([judge], clips).ids) for judge in judging}
     scorers = {
         judge.name: Judge(judge.victim, device, seed=settings.seed, batch_size=settings.batch_size) for judge in judging
     }
@@ -57,8 +58,11 @@ def judge_crafted(
                     judge.name: [(*run, example, judge.name, judge.weights[:8]) for example in clips.ids]
                     for judge in judging
                 }
-                missing = {judge: [key not in rows for key in judge_keys] for judge, judge_keys in run_keys.items()}
-                keys += [key for judge_keys in run_keys.values() for key in judge_keys]
+                missing = {
+                    judge: [key not in rows and key[4] in known[judge] for key in judge_keys]
+                    for judge, judge_keys in run_keys.items()
+                }
+                keys += [key for judge, judge_keys in run_keys.items() for key in judge_keys if key[4] in known[judge]]
                 # Shared by clip, not by judge, so that no two processes craft the same clip.
                 wanted = [i for i, lacks in enumerate(zip(*missing.values(), strict=True)) if any(lacks)]
                 share = command.members.share(wanted)

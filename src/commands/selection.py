@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,6 +67,7 @@ def models(
         victim, facts = checkpoint.load(path)
         checkpoint.check_fits(victim, path, sample_rate=clips.sample_rate, n_samples=clips.n_samples)
         trained.append(Trained(path.stem, sha256_of(path), victim, facts))
+        warn_of_another_network(path, facts)
     trained = usable(trained, check or (lambda victim: clips.known(victim.classes)), names)
     for model in trained if check is None else ():
         try:
@@ -74,6 +76,18 @@ def models(
             raise ValueError(f"{folder / model.name}.pt: {error}") from None
     trained = usable(trained, lambda victim: behind(victim, wanted), names)
     return [replace(model, victim=behind(model.victim, wanted)) for model in trained]
+
+
+def warn_of_another_network(path: Path, facts: Mapping[str, Any]) -> None:
+    """Say where the network that speakers were enrolled with has been trained anew since: the recognizer at `path` has
+    the weights of then, and nothing else shows it."""
+    enrollment = facts.get("enrollment") or {}
+    network = path.parent / f"{enrollment.get('network', '')}.pt"
+    if enrollment and network.is_file() and sha256_of(network) != enrollment["network_weights"]:
+        print(
+            f"warning: {path.stem} was enrolled with an earlier training of {network.stem}; "
+            "run enroll_speakers.py to enroll with the present one"
+        )
 
 
 def known_clips(models: Sequence[Trained], clips: Clips) -> Clips:

@@ -10,7 +10,7 @@ from typing import Any
 
 import soundfile
 
-from src.datasets.roles import seeded_roles
+from src.datasets.roles import check_roles, seeded_roles
 from src.datasets.source import Corpus, Recording, pick
 from src.datasets.splits import by_class, check_shares, may_be_empty, seeded_split
 from src.datasets.store import ROLES, SPLITS
@@ -56,8 +56,9 @@ def librispeech(
         source_dir: the subset, the folder LibriSpeech around subsets, the folder around that, or an archive of one;
             several folders may be named, and stand side by side.
         splits_dir: folder of training.txt, validation.txt, testing.txt and, for roles, enrollment.txt and
-            calibration.txt, one utterance per line; an utterance that none of them names is left out. Empty: a seeded
-            split.
+            calibration.txt, one utterance per line; an utterance that none of them names is left out. No speaker of
+            training and validation may be in the others, and no imposter both in calibration and testing. Empty: a
+            seeded split.
         enrolled: speakers to enroll where there are no lists, drawn with the seed; 0 for no roles.
         imposters: further speakers drawn for trials that must be rejected, one half of them in calibration, the other
             in test.
@@ -86,6 +87,8 @@ def librispeech(
     roles: tuple[str, ...] = SPLITS
     if splits_dir:
         roles = ROLES if not set(splits.values()) <= set(SPLITS) else SPLITS
+        if roles == ROLES:
+            check_roles({name: split for name, split in splits.items() if name in labels}, labels)
     elif enrolled:
         splits, roles = seeded_roles(labels, enrolled, imposters, validation, test, seed), ROLES
     else:  # most speakers of the small subsets read a single chapter: utterances are drawn, not chapters

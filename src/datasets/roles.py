@@ -58,3 +58,28 @@ def seeded_roles(
     of_enrolled = seeded_split(members["enrolled"], groups or {}, validation, test, seed)
     splits |= {clip: as_role[split] for clip, split in of_enrolled.items()}
     return splits | seeded_split(members["background"], groups or {}, validation, 0.0, seed)
+
+
+def check_roles(splits: Mapping[str, str], speakers: Mapping[str, str]) -> None:
+    """Refuse splits in which a speaker has two roles: results on speakers that the network, the back end or the
+    threshold has met before would be too good.
+
+    Args:
+        splits: clip id -> split.
+        speakers: clip id -> speaker.
+
+    Raises:
+        ValueError: names one such speaker.
+    """
+    splits_of: dict[str, set[str]] = {}
+    for clip, split in splits.items():
+        splits_of.setdefault(speakers[clip], set()).add(split)
+    for speaker, found in sorted(splits_of.items()):
+        background, trials = found & {"train", "validation"}, found & {"enrollment", "calibration", "test"}
+        if background and trials:
+            first, second = sorted(background)[0], sorted(trials)[0]
+            raise ValueError(
+                f"speaker {speaker} is in the split {first}, whose speakers are the background, and in {second}"
+            )
+        if trials == {"calibration", "test"}:
+            raise ValueError(f"speaker {speaker}, who is not enrolled, is an imposter both in calibration and in test")

@@ -113,16 +113,22 @@ class Clips:
         does not know is its class "nobody", where it has one.
 
         Raises:
-            ValueError: one of the present classes is not among them, nor is "nobody".
+            ValueError: one of the present classes is not among them, nor is "nobody", or the classes of these clips are
+                not speakers, so that "nobody" says nothing of them.
         """
         if self.classes == tuple(classes):
             return self
-        nobody = classes.index(NOBODY) if NOBODY in classes else -1
+        nobody = classes.index(NOBODY) if NOBODY in classes and not self._of_other_classes() else -1
         places = {name: classes.index(name) if name in classes else nobody for name in self.classes}
         unknown = [name for name in self.present if places[name] < 0]
         if unknown:
             raise ValueError(f"the model does not know the class '{unknown[0]}' (its classes: {', '.join(classes)})")
         return replace(self, labels=torch.tensor([*places.values()])[self.labels], classes=tuple(classes))
+
+    def _of_other_classes(self) -> bool:
+        """Whether the clips say who speaks and their classes are something else: words, say."""
+        named = [(self.classes[k], who) for k, who in zip(self.labels.tolist(), self.speakers, strict=True) if who]
+        return any(name not in (who, NOBODY) for name, who in named)
 
     def known(self, classes: Sequence[str]) -> Clips:
         """The clips of the speakers among `classes`, those of a model; all clips where "nobody" is one of them, or

@@ -20,8 +20,8 @@ class NoiseAtSnr(Defense):
     """
 
     randomized = True
-    waveform_only = False
     uses_mask = True
+    waveform_only = False
 
     def __init__(self, *, sample_rate: int, snr_db: float = 16.0):
         super().__init__("noise_at_snr")

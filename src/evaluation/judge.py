@@ -53,17 +53,35 @@ class Judge:
         """The model's labels of clips, [draws, clips], one draw unless it is randomized. They are positions in
         `classes`, those of another model perhaps: -1 where its logits are not finite numbers, len(classes) and more
         for a class that is not among them."""
-        order = list(classes)
-        position = torch.tensor(
-            [*(order.index(c) if c in order else len(order) + k for k, c in enumerate(self.victim.classes)), -1]
-        )
+        return self._positions(classes)[self._asked(clips)]
+
+    def _positions(self, classes: Sequence[str]) -> Tensor:
+        """Where the model's own classes, and then -1, stand in `classes`, as `ballots` says."""
+        order, own = list(classes), self.victim.classes
+        return torch.tensor([*(order.index(c) if c in order else len(order) + k for k, c in enumerate(own)), -1])
+
+    def _asked(self, clips: Clips) -> Tensor:
+        """`ballots` in the model's own classes."""
         parts = [torch.empty(1, 0, dtype=torch.long)] if not len(clips) else []
         for part in torch.arange(len(clips)).split(self.batch_size):  # type: ignore[no-untyped-call]
             batch = clips.select(part)
             rng = RandomStreams(self.seed, batch.ids, "judge")
             chain = with_lengths(self.victim, batch.valid().to(self.device))
-            parts.append(position[ballots(chain, batch.waveforms().to(self.device), rng).cpu()])
+            parts.append(ballots(chain, batch.waveforms().to(self.device), rng).cpu())
         return torch.cat(parts, 1)
+
+    def _as_crafted(self, clips: Clips, crafted: Clips, truth: Tensor) -> Tensor:
+        """Labels of clips in the classes of `crafted`, [draws, clips], in which a label equals that of the crafted clip
+        if and only if the model is right. Two recognizers may have another speaker each: whom one of them enrolled is
+        "nobody" to the other, so that equal names are not the same answer.
+
+        Args:
+            truth: the true labels in the model's own classes, [clips].
+        """
+        asked = self._asked(clips)
+        named = self._positions(crafted.classes)[asked]
+        wrong = torch.where(named == crafted.labels, len(crafted.classes) + asked, named)
+        return torch.where(asked == truth, crafted.labels, wrong)
 
     def rows(
         self,
@@ -80,10 +98,18 @@ class Judge:
             facts: of each of them.
             targeted: whether a success is the target instead of any error.
             clean: the original clips in the same order where this model is not the one they were crafted on; its
-                stage and audio columns are then undefined.
+                stage and audio columns are then undefined. Their labels count in the classes of the data, from which
+                the true answers of this model follow.
+
+        Raises:
+            ValueError: a clip of a class that this model does not know.
         """
-        predictions = [fact["prediction"] for fact in facts] if clean is None else self.labels(clean, crafted.classes)
-        drawn = self.ballots(crafted, crafted.classes)
+        if clean is None:
+            predictions, drawn = [fact["prediction"] for fact in facts], self.ballots(crafted, crafted.classes)
+        else:
+            truth = clean.relabeled(self.victim.classes).labels
+            predictions = majority(self._as_crafted(clean, crafted, truth)).tolist()
+            drawn = self._as_crafted(crafted, crafted, truth)
         draws = zip(facts, predictions, majority(drawn).tolist(), drawn.T.tolist(), strict=True)
         for fact, prediction, on_wav, labels in draws:
             row = {**fact, "prediction": prediction, "correct": prediction == fact["label"], "prediction_wav": on_wav}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import beta, norm
 from torch import Tensor
 
 
@@ -64,6 +64,15 @@ def wilson(errors: np.ndarray, n: int, confidence: float = 0.95) -> tuple[np.nda
     return (center - half).clip(0), (center + half).clip(None, 1)
 
 
+def clopper_pearson(errors: np.ndarray, n: int, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Exact intervals of error rates (Clopper and Pearson 1934), from counts of n trials: (low, high), shaped as
+    `errors`. They hold the true rate with at least this probability, which those of Wilson do on average alone."""
+    tail = (1 - confidence) / 2
+    with np.errstate(invalid="ignore"):  # a beta distribution with a parameter of 0, where the bound is 0 or 1
+        low, high = beta.ppf(tail, errors, n - errors + 1), beta.isf(tail, errors + 1, n - errors)
+    return np.where(errors == 0, 0.0, low), np.where(errors == n, 1.0, high)
+
+
 def equal_error_rate(trials: Trials) -> tuple[float, float]:
     """(EER, theta) where FRR and FAR are nearest to each other, and least; the EER is their mean there."""
     thetas = trials.thresholds()
@@ -77,14 +86,14 @@ def equal_error_rate(trials: Trials) -> tuple[float, float]:
 def equal_error_interval(trials: Trials, confidence: float = 0.95) -> tuple[float, float]:
     """Interval that holds the true EER with at least this probability, whatever the distributions of the scores.
 
-    At the theta where the true rates are equal, each lies inside its Wilson interval; so the EER is below the highest
+    At the theta where the true rates are equal, each lies inside its exact interval; so the EER is below the highest
     value at which both upper limits meet over all theta, and above the lowest at which the lower ones do. Each interval
     takes half of the error.
     """
     inside = 1 - (1 - confidence) / 2
     thetas = trials.thresholds()
-    frr = wilson(trials.rejected(thetas), len(trials.target), inside)
-    far = wilson(trials.accepted(thetas), len(trials.non_target), inside)
+    frr = clopper_pearson(trials.rejected(thetas), len(trials.target), inside)
+    far = clopper_pearson(trials.accepted(thetas), len(trials.non_target), inside)
     return float(np.maximum(frr[0], far[0]).min()), float(np.minimum(frr[1], far[1]).max())
 
 

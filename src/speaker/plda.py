@@ -43,6 +43,8 @@ class Plda(BackEnd):
         lda_dimensions: Dimensions = "auto",
         iterations: Count = 20,
     ):
+        if n_background < 2:
+            raise ValueError(f"plda compares background speakers: it needs at least 2 of them, there is {n_background}")
         super().__init__(embedding_size, resolve(lda_dimensions, embedding_size, n_background))
         self.iterations = iterations
         self.register_buffer("center", torch.zeros(self.size))
@@ -78,12 +80,20 @@ def two_covariances(x: np.ndarray, labels: np.ndarray, iterations: int) -> tuple
 
     Args:
         labels: the speakers' numbers [n].
+
+    Raises:
+        ValueError: the embeddings of each speaker are all the same, or there is but one of each.
     """
     _, speaker, counts = np.unique(labels, return_inverse=True, return_counts=True)
     means = np.stack([np.bincount(speaker, column) for column in x.T], 1) / counts[:, None]
     n_speakers, d = means.shape
     mean = means.mean(0)
     residual = x - means[speaker]
+    if np.abs(residual).max() < 1e-6:  # of vectors of length 1, in float32
+        raise ValueError(
+            f"plda: the projected embeddings of each of the {n_speakers} background speakers are all the same, so that "
+            "nothing is known of how much they vary; take more clips of each or another lda_dimensions"
+        )
     within = floored(residual.T @ residual / max(len(x) - n_speakers, 1))
     spread = (means - mean).T @ (means - mean) / n_speakers
     between = positive(spread - within * (1 / counts).mean())

@@ -63,7 +63,15 @@ class Projection(nn.Module):
 
         The covariance within speakers is shrunk as by Ledoit and Wolf (2004): a network has often more embedding
         values than there are background utterances.
+
+        Raises:
+            ValueError: an LDA of one utterance per speaker.
         """
+        speakers = len(np.unique(labels.numpy()))
+        if self.dimensions and len(labels) <= speakers:
+            raise ValueError(
+                f"an LDA needs several background clips of a speaker, there are {len(labels)} of {speakers} speakers"
+            )
         x = embeddings.double().numpy()
         self.mean.copy_(torch.from_numpy(x.mean(0)))
         if self.dimensions:

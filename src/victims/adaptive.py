@@ -46,7 +46,7 @@ class Bpda(Stage):
         super().__init__(stage.name)
         self.stage, self.identity = stage, identity
         self.bounds, self.lipschitz, self.randomized = stage.bounds, stage.lipschitz, stage.randomized
-        self.uses_mask = stage.uses_mask
+        self.uses_mask, self.fills_padding = stage.uses_mask, stage.fills_padding
 
     def forward(self, x: Tensor) -> Tensor:
         return self._with_gradient(x, self.stage)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from src.victims.stage import Stage
+from src.victims.zero_padding import ZeroPadding
 
 
 class Chain(nn.Module):
@@ -64,11 +65,16 @@ class Chain(nn.Module):
         return mask if mask.dim() == 2 else mask.flatten(1, -2).any(1)
 
     def informed(self, valid: Tensor) -> list[Stage]:
-        """The stages for inputs of which these parts are not padding; they share their parameters with these."""
+        """The stages for inputs of which these parts are not padding; they share their parameters with these. Behind a
+        stage that fills the padding of a waveform another one clears it."""
         stages: list[Stage] = []
         for stage in self.stages:
+            if isinstance(stage, ZeroPadding):  # of a chain that was informed before
+                continue
             stages.append(stage.with_valid(valid))  # type: ignore[operator]
             valid = stage.valid_output(valid)  # type: ignore[operator]
+            if stage.fills_padding and valid.dim() == 2:
+                stages.append(ZeroPadding().with_valid(valid))
         return stages
 
 

@@ -37,6 +37,8 @@ class Stage(nn.Module):
         randomized: True where two calls differ (attack it with EOT).
         uses_mask: True where the padding of a clip changes the output for the rest of it, so that the stage has to know
             `valid`: statistics over time, a filter.
+        fills_padding: True where it may leave something else than zeros behind the end of a waveform (noise, the tail
+            of a filter), so that a chain that knows the true lengths has to clear it.
         valid: bool, the parts of the input that are not padding, one row per example or a single one for all, as
             `valid_output` of the stages before gives it; None where nothing is padding. Set by `with_valid`.
     """
@@ -46,6 +48,7 @@ class Stage(nn.Module):
     differentiable: bool = True
     randomized: bool = False
     uses_mask: bool = False
+    fills_padding: bool = False
     valid: Tensor | None = None
 
     def __init__(self, name: str):
@@ -107,6 +110,7 @@ class Defense(Stage):
         recipe: name and options of a defense that was built by name, so that a checkpoint can hold it.
     """
 
+    fills_padding = True
     waveform_only: bool = True
     frames_only: bool = False
     shortens: bool = False
