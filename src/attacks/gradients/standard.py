@@ -33,7 +33,7 @@ def standard(
     rng: RandomStreams,
     targeted: bool,
     steps: Count = 20,
-    apgd_steps: Count = 80,
+    apgd_steps: Count = 70,
     targets: Natural = 2,
 ) -> Tensor:
     """The evaluation to run: margin steps that decay, the same towards further classes and with momentum, then APGD on
@@ -67,7 +67,7 @@ def quick(
     *,
     rng: RandomStreams,
     targeted: bool,
-    steps: Count = 20,
+    steps: Count = 18,
     targets: Natural = 2,
 ) -> Tensor:
     """A first impression at a quarter of the cost of `standard`: decaying steps with momentum, towards further classes
