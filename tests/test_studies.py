@@ -25,6 +25,8 @@ SMALL_OF_STUDY = {
     "keywords_cnn": ["FRONTEND.linear_mel.hop_length=1000", "FRONTEND.linear_mel.n_fft=1024",
                      "FRONTEND.linear_mel.n_mels=48", "FRONTEND.linear_mel.pad_seconds=3"],
     "inversions_keywords": ["MODEL.names=resnet"],
+    "codecs_keywords": ["DEFENSE.names=mp3", *(f"ATTACK.{name}.steps=2" for name in (
+        "gain_entropy", "gain_margin", "identity_small", "identity_momentum", "transfer")), "ATTACK.square.queries=5"],
     "attacks_keywords": [f"ATTACK.{name}.queries=20" for name in QUERIES]
                         + ["ATTACK.autoattack.steps=10", "ATTACK.psychoacoustic.steps=5", "ATTACK.universal.steps=5"],
 }  # fmt: skip
