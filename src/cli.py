@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from src import config, config_text
+from src import config, config_sections, config_text
 
 
 def run(main: Callable[..., Any], **options: dict[str, Any]) -> None:
@@ -90,7 +90,7 @@ def sections_read(main: Callable[..., Any]) -> dict[str, bool]:
             in_scope = inspect.isfunction(target) or inspect.isclass(target)
             if in_scope and target not in queue and target.__module__.startswith((main.__module__, "src.commands")):
                 queue.append(target)
-    return {s: s in with_components for s in config.SECTIONS if s in names | with_components}
+    return {s: s in with_components for s in config_sections.SECTIONS if s in names | with_components}
 
 
 def keep_memory() -> None:

@@ -6,7 +6,7 @@ import types
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from src.config import COMPONENTS, keys_of_section
+from src.config_sections import COMPONENTS, keys_of_section
 
 
 def type_name(annotation: Any) -> str:

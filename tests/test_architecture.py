@@ -13,6 +13,7 @@ LAYERS = (
     {"cli"},
     {"config_text"},
     {"config"},
+    {"config_sections"},
     {"api"},
     {"training", "evaluation", "output"},
     {"attacks", "defenses", "models", "speaker", "smoothing", "datasets"},

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from src import config  # noqa: E402
+from src import config_sections  # noqa: E402
 from src.attacks.core import spec_of  # noqa: E402
 from src.config_text import type_name, value_text  # noqa: E402
 from src.registry import Key  # noqa: E402
@@ -42,12 +42,12 @@ def table(keys: list[Key]) -> str:
 def reference() -> str:
     """docs/config.md: every section with its keys, then its components."""
     parts = [INTRODUCTION]
-    for section, settings in config.SECTIONS.items():
+    for section, settings in config_sections.SECTIONS.items():
         summary = inspect.cleandoc(settings.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-        parts.append(f"## [{section}]\n\n{summary}\n\n{table(config.keys_of_section(section))}")
-        registry = config.COMPONENTS.get(section)
+        parts.append(f"## [{section}]\n\n{summary}\n\n{table(config_sections.keys_of_section(section))}")
+        registry = config_sections.COMPONENTS.get(section)
         for name in registry.names() if registry else ():
-            keys = config.keys_of_section(f"{section}.{name}")
+            keys = config_sections.keys_of_section(f"{section}.{name}")
             parts.append(f"### [{section}.{name}]\n\n{registry.summary(name)}" + (f"\n\n{table(keys)}" if keys else ""))
     return "\n\n".join(parts) + "\n"
 
@@ -56,7 +56,7 @@ def lists() -> str:
     """One line per kind of component with the names; attacks by what they search for."""
     lines = []
     for section, title in TITLES.items():
-        registry = config.COMPONENTS[section]
+        registry = config_sections.COMPONENTS[section]
         if section != "ATTACK":
             lines.append(f"* **{title}**: {', '.join(f'`{name}`' for name in registry.names())}")
             continue

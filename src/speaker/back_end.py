@@ -3,6 +3,7 @@ speakers, and scores against them, normalized by a cohort or not."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,7 @@ from src.speaker.projection import Projection
 from src.speaker.score_norm import as_norm
 
 
-class BackEnd(nn.Module):
+class BackEnd(nn.Module, ABC):
     """Scores embeddings of unknown speakers against those of enrolled ones. A subclass gives `pairwise`, and `fit`
     where it has more to estimate than the projection.
 
@@ -36,10 +37,10 @@ class BackEnd(nn.Module):
         self.size = self.project.size
         self.register_buffer("cohort", None)
 
+    @abstractmethod
     def pairwise(self, a: Tensor, b: Tensor) -> Tensor:
         """Similarity of projected embeddings a [n, size] and b [m, size]: [n, m], larger for the same speaker, and
         symmetric: pairwise(a, b) = pairwise(b, a).T."""
-        raise NotImplementedError
 
     def forward(self, embeddings: Tensor, enrolled: Tensor) -> Tensor:
         """Scores [batch, speakers] of embeddings [batch, embedding_size] against speakers' models [speakers, size]."""
