@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.models.short_clips import at_least
 from src.registry import MODELS
 
 LAYERS = ((64, True), (128, False), (128, False), (128, True), (128, False), (64, True), (32, False))
@@ -71,11 +72,7 @@ class AudioNet(nn.Module):
         Args:
             mask: bool, the frames that are not padding, [batch, time] or [1, time].
         """
-        x, keep = features, mask
-        missing = self.min_frames - x.shape[-1]
-        if missing > 0:
-            keep = torch.ones(1, x.shape[-1], dtype=torch.bool, device=x.device) if keep is None else keep
-            x, keep = F.pad(x, (0, missing)), F.pad(keep, (0, missing), value=False)
+        x, keep = at_least(self.min_frames, features, mask)
         keep = None if keep is None else keep[:, None]
         if keep is not None:
             x = x * keep

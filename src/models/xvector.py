@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from src.models.short_clips import at_least
 from src.registry import MODELS, Count, Fraction
 
 LAYERS = ((5, 1), (5, 2), (7, 3), (1, 1), (1, 1))
@@ -60,11 +60,7 @@ class XVector(nn.Module):
         Args:
             mask: bool, the frames that are not padding, [batch, time] or [1, time].
         """
-        x, valid = features, mask
-        missing = self.context - x.shape[-1]
-        if missing > 0:
-            valid = torch.ones(1, x.shape[-1], dtype=torch.bool, device=x.device) if valid is None else valid
-            x, valid = F.pad(x, (0, missing)), F.pad(valid, (0, missing), value=False)
+        x, valid = at_least(self.context, features, mask)
         if valid is None:
             return self.embedding(self.statistics(self.frames(x), None))
         # An output frame counts where the last frame of its context does; of a clip shorter than that, the first one.
