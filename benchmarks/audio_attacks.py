@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src.attacks.audio.over_the_air import fft_length, play, playback
 from src.attacks.audio.psychoacoustic import Masking
-from src.attacks.core import spec_of
+from src.attacks.registration import spec_of
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from src.attacks.core import spec_of
+from src.attacks.registration import spec_of
 from src.budget import Budget
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS

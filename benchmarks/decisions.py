@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.black_box import FoundError, art_estimator
-from src.attacks.core import spec_of
+from src.attacks.registration import spec_of
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from src import api  # noqa: E402
-from src.attacks.core import spec_of  # noqa: E402
+from src.attacks.registration import spec_of  # noqa: E402
 from src.datasets.store import Clips  # noqa: E402
 from src.evaluation.planted_test import Problem  # noqa: E402
 from src.random_streams import RandomStreams  # noqa: E402

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.attacks.core import spec_of
+from src.attacks.registration import spec_of
 from src.budget import Budget
 from src.datasets import store
 from src.datasets.store import Clips

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import spec_of
 from src.attacks.labels.oracle import NEARER, WIDTHS, Oracle, _colored, start
+from src.attacks.registration import spec_of
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from src import config
-from src.attacks.core import spec_of
+from src.attacks.registration import spec_of
 from src.commands import sanity
 from src.commands.attack import attacked_model
 from src.commands.selection import Trained

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from src import config
 from src.attacks import fitted
-from src.attacks.core import registered_attack
 from src.attacks.gradients.universal import _placed
+from src.attacks.registration import registered_attack
 from src.budget import Budget
 from src.commands import fitting
 from src.commands.selection import Trained

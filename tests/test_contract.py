@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.attacks.core import registered_attack, spec_of
+from src.attacks.registration import registered_attack, spec_of
 from src.evaluation import AttackSettings, with_options
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS

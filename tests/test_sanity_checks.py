@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.attacks.core import spec_of
+from src.attacks.registration import spec_of
 from src.evaluation import sanity_checks
 from src.evaluation.indicators import Indicator, sanity_verdict
 from src.evaluation.sanity_checks import Evaluation

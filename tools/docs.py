@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from src import config_sections  # noqa: E402
-from src.attacks.core import spec_of  # noqa: E402
+from src.attacks.registration import spec_of  # noqa: E402
 from src.config_text import type_name, value_text  # noqa: E402
 from src.registry import Key  # noqa: E402
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from src.attacks.core import spec_of
+from src.attacks.registration import spec_of
 from src.budget import Budget
 from src.commands.attack import AttackedModel, attack_runs
 from src.config import Config

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from src import perception
-from src.attacks.core import registered_attack, spec_of
 from src.attacks.model import Model, narrow
+from src.attacks.registration import registered_attack, spec_of
 from src.budget import Budget
 from src.datasets.store import FULL_SCALE, Clips, to_int16
 from src.evaluation.call_counter import CallCounter

@@ -14,8 +14,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from src.attacks.core import gradient, spec_of
+from src.attacks.core import gradient
 from src.attacks.model import Model
+from src.attacks.registration import spec_of
 from src.attacks.spec import AttackSpec
 from src.evaluation import reference_search
 from src.evaluation.indicators import Indicator, more_often, share, unmeasured

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from src.attacks.core import spec_of
+from src.attacks.registration import spec_of
 from src.attacks.spec import AttackSpec
 from src.budget import Budget, Eps
 from src.datasets.store import FULL_SCALE

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import attack, check_interval, finite_budgets
+from src.attacks.core import check_interval, finite_budgets
 from src.attacks.model import Model
+from src.attacks.registration import attack
 from src.losses import LossName
 from src.random_streams import RandomStreams
 from src.registry import Count, Positive

@@ -11,8 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from src.attacks.core import Best, attack, finite_budgets, gradient
+from src.attacks.core import Best, finite_budgets, gradient
 from src.attacks.model import Model, succeeds
+from src.attacks.registration import attack
 from src.losses import LOSSES, LossName, fooled
 from src.random_streams import RandomStreams
 from src.registry import Count, NonNegative, Positive

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import Best, attack, finite_budgets, gradient
+from src.attacks.core import Best, finite_budgets, gradient
 from src.attacks.model import Model, succeeds
+from src.attacks.registration import attack
 from src.losses import LOSSES, LossName
 from src.perception import masking_threshold, power_level
 from src.random_streams import RandomStreams

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from src.attacks.core import attack
 from src.attacks.gradients.pgd import pgd
 from src.attacks.model import Model
+from src.attacks.registration import attack
 from src.budget import Budget
 from src.losses import LossName
 from src.random_streams import RandomStreams

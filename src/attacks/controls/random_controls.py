@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.attacks.core import attack, finite_budgets
+from src.attacks.core import finite_budgets
 from src.attacks.model import Model
+from src.attacks.registration import attack
 from src.random_streams import RandomStreams
 from src.threat import ThreatModel, column, norm_of
 

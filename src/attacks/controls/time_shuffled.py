@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.attacks.core import attack, spec_of
 from src.attacks.model import Model
+from src.attacks.registration import attack, spec_of
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel

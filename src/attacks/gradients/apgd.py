@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch, Objective
-from src.attacks.core import Best, attack, check_interval, finite_budgets, gradient, likeliest_others
+from src.attacks.core import Best, check_interval, finite_budgets, gradient, likeliest_others
 from src.attacks.gradients.pgd import check_restarts
 from src.attacks.model import Model, succeeds
+from src.attacks.registration import attack
 from src.losses import LOSSES, LossName
 from src.random_streams import RandomStreams
 from src.registry import Count

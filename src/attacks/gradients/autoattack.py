@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import attack, gradient, spec_of
+from src.attacks.core import gradient
 from src.attacks.model import Model, succeeds
+from src.attacks.registration import attack, spec_of
 from src.losses import cross_entropy
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS, Count

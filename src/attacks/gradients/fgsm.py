@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from src.attacks.core import attack, finite_budgets, gradient
+from src.attacks.core import finite_budgets, gradient
 from src.attacks.model import Model
+from src.attacks.registration import attack
 from src.losses import LOSSES, LossName
 from src.random_streams import RandomStreams
 from src.threat import ThreatModel, column

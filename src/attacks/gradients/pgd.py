@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch, Objective
-from src.attacks.core import Best, attack, check_interval, cosine, finite_budgets
+from src.attacks.core import Best, check_interval, cosine, finite_budgets
 from src.attacks.model import Model, succeeds
+from src.attacks.registration import attack
 from src.losses import LOSSES, LossName
 from src.random_streams import RandomStreams
 from src.registry import Count, Fraction, NonNegative

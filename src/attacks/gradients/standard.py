@@ -11,10 +11,11 @@ from dataclasses import replace
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch, Objective
-from src.attacks.core import Best, attack, finite_budgets, likeliest_others
+from src.attacks.core import Best, finite_budgets, likeliest_others
 from src.attacks.gradients.apgd import maximize, towards
 from src.attacks.gradients.pgd import climb
 from src.attacks.model import Model
+from src.attacks.registration import attack
 from src.losses import LOSSES, LossName
 from src.random_streams import RandomStreams
 from src.registry import Count, Natural

@@ -11,8 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from src.attacks.core import attack, finite_budgets, gradient
+from src.attacks.core import finite_budgets, gradient
 from src.attacks.model import Model, narrow
+from src.attacks.registration import attack
 from src.losses import LOSSES, LossName, fooled
 from src.random_streams import RandomStreams
 from src.registry import Count, Fraction, Positive

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import attack
 from src.attacks.labels.oracle import Examples, Oracle, bisect, start, within
 from src.attacks.model import Model
+from src.attacks.registration import attack
 from src.attacks.scores.estimated_gradient import Draw
 from src.attacks.scores.tiles import SpaceName, Tiles
 from src.random_streams import RandomStreams

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import attack
 from src.attacks.labels.oracle import Oracle, within
 from src.attacks.labels.singular_spectrum import Decomposition
 from src.attacks.model import Model
+from src.attacks.registration import attack
 from src.random_streams import RandomStreams
 from src.registry import Count
 from src.threat import ThreatModel, column

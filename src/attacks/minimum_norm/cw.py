@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import Best, attack, check_interval, gradient
+from src.attacks.core import Best, check_interval, gradient
 from src.attacks.minimum_norm.ddn import nearest
 from src.attacks.minimum_norm.published_cw import published
 from src.attacks.minimum_norm.search import SLACK, Search
 from src.attacks.model import Model, confirmed
+from src.attacks.registration import attack
 from src.losses import margin
 from src.random_streams import RandomStreams
 from src.registry import Count, NonNegative, Positive

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import attack, check_interval, cosine
+from src.attacks.core import check_interval, cosine
 from src.attacks.minimum_norm.search import DUAL, Search, minimize
 from src.attacks.model import Model
+from src.attacks.registration import attack
 from src.random_streams import RandomStreams
 from src.registry import Count, Natural, NonNegative
 from src.threat import ThreatModel, column, norm_of

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.attacks.core import attack
 from src.attacks.minimum_norm.search import Search, minimize
 from src.attacks.model import Model
+from src.attacks.registration import attack
 from src.random_streams import RandomStreams
 from src.registry import Count, Natural, NonNegative, Positive
 from src.threat import ThreatModel, column

@@ -9,9 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from src.attacks.core import attack, cosine
+from src.attacks.core import cosine
 from src.attacks.minimum_norm.search import DUAL, Search, minimize
 from src.attacks.model import Model
+from src.attacks.registration import attack
 from src.random_streams import RandomStreams
 from src.registry import Count, Fraction, Natural, Positive
 from src.threat import ThreatModel, column, norm_of

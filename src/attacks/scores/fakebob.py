@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import attack
 from src.attacks.model import Model, succeeds
+from src.attacks.registration import attack
 from src.attacks.scores.estimated_gradient import estimate
 from src.attacks.scores.plateau import Plateau
 from src.attacks.scores.threshold import estimated_threshold, with_threshold

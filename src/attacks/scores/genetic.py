@@ -10,8 +10,9 @@ from annotated_types import Ge
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import attack, finite_budgets
+from src.attacks.core import finite_budgets
 from src.attacks.model import Model
+from src.attacks.registration import attack
 from src.attacks.scores.space import search_space
 from src.attacks.scores.tiles import SpaceName
 from src.random_streams import RandomStreams

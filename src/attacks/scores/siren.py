@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import attack
 from src.attacks.model import Model
+from src.attacks.registration import attack
 from src.attacks.scores.space import search_space
 from src.attacks.scores.tiles import SpaceName
 from src.random_streams import RandomStreams

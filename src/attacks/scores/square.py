@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import attack, finite_budgets
+from src.attacks.core import finite_budgets
 from src.attacks.model import Model
+from src.attacks.registration import attack
 from src.random_streams import RandomStreams
 from src.registry import Count, Fraction
 from src.threat import ThreatModel, column, norm_of

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from src.attacks.active_batch import ActiveBatch
-from src.attacks.core import attack
 from src.attacks.model import Model
+from src.attacks.registration import attack
 from src.attacks.scores.space import clip_tiles, perturbation_size
 from src.random_streams import RandomStreams
 from src.registry import Count, NonNegative, Positive
