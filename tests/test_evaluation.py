@@ -280,7 +280,9 @@ def test_the_judge_does_not_trust_the_attack(
         return -x.flip(1)
 
     monkeypatch.setitem(
-        ATTACKS._builders, "random_uniform", registration.RegisteredAttack(registration.spec_of("random_uniform"), cheat)
+        ATTACKS._builders,
+        "random_uniform",
+        registration.RegisteredAttack(registration.spec_of("random_uniform"), cheat),
     )
     rows = [o.row for o in outcomes(victim, clips, tmp_path, "random_uniform", "0.001")]
     assert not any(row["feasible"] for row in rows if row["correct"])
