@@ -148,6 +148,7 @@ def convert(key: Key, value: str) -> Any:
     Raises:
         ValueError: not of that type, or out of range.
 
+    >>> from src.registry import Listed
     >>> convert(Key("steps", Listed[int], (1,), ""), "10, 20")
     (10, 20)
     """
