@@ -31,15 +31,16 @@ def squared_error(frames: Tensor, labels: Tensor) -> Tensor:
 
 
 def kmeans(frames: Tensor, valid: Tensor, n_clusters: Tensor, centers: Tensor, iterations: int) -> Tensor:
-    """Labels by Lloyd's algorithm and then Hartigan's exchange, numbered by their first frames; no cluster is empty.
+    """Labels by one step of Lloyd's algorithm and then Hartigan's exchange, which lowers the error further per step,
+    numbered by their first frames; no cluster is empty.
 
     Args:
         valid: bool [batch, n], the frames that count.
         n_clusters: of each clip [batch], at most its valid frames.
         centers: to start from, [batch, most clusters, d].
-        iterations: of each of the two, at most.
+        iterations: of the exchange, at most.
     """
-    labels = lloyd(frames, valid, n_clusters, centers, iterations)
+    labels = lloyd(frames, valid, n_clusters, centers, 1)
     labels = exchange(frames, labels, n_clusters, centers.shape[1], iterations)
     return in_order(_fill_empty(frames, labels, n_clusters))
 
@@ -167,22 +168,21 @@ def plus_plus_start(frames: Tensor, valid: Tensor, uniform: Tensor) -> Tensor:
     most, device = uniform.shape[1], frames.device
     squares = frames.square().sum(2, keepdim=True)
     one = torch.ones_like(squares)
-    # Squared distances as one product: |x|^2 + |y|^2 - 2 x y.
-    left = torch.cat([frames * -2, squares, one], 2).flatten(0, 1)
-    right = torch.cat([frames, one, squares], 2).transpose(1, 2).contiguous()
-    offset = torch.arange(batch, device=device)
+    # All squared distances as one product: |x|^2 + |y|^2 - 2 x y. Each step then reads the rows of its candidates.
+    distances = torch.cat([frames * -2, squares, one], 2) @ torch.cat([frames, one, squares], 2).transpose(1, 2)
+    distances, first = distances.flatten(0, 1), n * torch.arange(batch, device=device)[:, None]
+    offset = TRIALS * torch.arange(batch, device=device)
     chosen = torch.empty(batch, most, dtype=torch.long, device=device)
     chosen[:, :1] = _draw(valid.to(frames.dtype), uniform[:, 0, :1])
     # Frames that do not count are at distance 0 from the start, so that none is ever drawn.
-    nearest = (left[chosen[:, :1] + n * offset[:, None]] @ right)[:, 0].clamp_min_(0) * valid
-    after = torch.empty(batch, TRIALS, n, dtype=frames.dtype, device=device)
+    nearest = distances[chosen[:, 0] + first[:, 0]].clamp_min_(0) * valid
     for step in range(1, most):
         candidates = _draw(nearest, uniform[:, step, 1:])
-        torch.bmm(left[candidates + n * offset[:, None]], right, out=after)
-        torch.minimum(after, nearest[:, None], out=after)
-        best = after.sum(2).argmin(1)
-        nearest = after.view(-1, n)[best + TRIALS * offset].clamp_min_(0)  # rounding makes equal frames differ
-        chosen[:, step] = candidates.view(-1)[best + TRIALS * offset]
+        after = distances.index_select(0, (candidates + first).flatten()).view(batch, TRIALS, n)
+        after = torch.minimum(after, nearest[:, None])
+        best = after.sum(2).argmin(1) + offset
+        nearest = after.view(-1, n).index_select(0, best).clamp_min_(0)  # rounding makes equal frames differ
+        chosen[:, step] = candidates.flatten()[best]
     return frames.gather(1, chosen[..., None].expand(-1, -1, frames.shape[2]))
 
 

@@ -15,8 +15,8 @@ from src.random_streams import RandomStreams
 from src.registry import DEFENSES, Count
 from src.victims.stage import Defense
 
-LARGEST = 2**23
-"""Entries of the distances between frames and clusters of the clips that are clustered at once."""
+LARGEST = 2**22
+"""Entries of the distances between the frames of the clips that are clustered at once: what a cache holds."""
 
 
 @DEFENSES.register("feco")
@@ -30,7 +30,7 @@ class FeCo(Defense):
         method: kmeans (random start, any frames) or warped (consecutive frames, no randomness).
         ratio: clusters per frame.
         start: of kmeans: k-means++ or frames chosen at random.
-        iterations: of kmeans, at most: of Lloyd's algorithm and then of Hartigan's exchange. 3 of each end below the
+        iterations: of kmeans, at most: of Hartigan's exchange after one step of Lloyd's algorithm. 3 end below the
             squared error of Lloyd's algorithm alone after any number.
     """
 
@@ -89,7 +89,7 @@ class FeCo(Defense):
         else:
             frames = (valid if valid.dim() == 2 else valid.flatten(1, -2).any(1)).expand(len(x), -1)
         random = torch.zeros(len(x)) if random is None else random
-        at_once = max(1, LARGEST // max(1, n * self.clusters(n)))
+        at_once = max(1, LARGEST // (n * n))
         weights = [
             mean_weights(self._labels(part.detach().transpose(1, 2).contiguous(), inside, seeds), self.clusters(n))
             for part, inside, seeds in zip(
