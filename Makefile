@@ -18,6 +18,7 @@ demo: study
 study: .venv/.runtime
 	$(RUN) prepare_dataset.py --config $(CONFIG) $(ARGS)
 	$(RUN) train_model.py --config $(CONFIG) $(ARGS)
+	$(if $(shell grep -s '^\[SPEAKER\]' $(CONFIG)),$(RUN) enroll_speakers.py --config $(CONFIG) $(ARGS))
 	$(RUN) evaluate_model.py --config $(CONFIG) $(ARGS)
 	$(RUN) attack.py --config $(CONFIG) $(ARGS)
 	$(RUN) certify.py --config $(CONFIG) $(ARGS)

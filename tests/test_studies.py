@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,16 @@ def test_networks_for_speakers_train_on_the_background(
     (table,) = tmp_path.rglob("accuracy.validation.csv")
     with table.open() as file:
         assert [row["n"] for row in csv.DictReader(file)] == ["6"] * 3
+
+
+@pytest.mark.parametrize(("study", "enrolls"), [("experiments/speakers.ini", True), ("config.ini", False)])
+def test_make_study_enrolls_where_the_config_has_speakers(study: str, enrolls: bool) -> None:
+    command = ["make", "--dry-run", "--silent", "-C", str(ROOT), "study", f"CONFIG={study}", "ARGS=--set DATA.seed=1"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    scripts = [line.split()[1] for line in lines if f"--config {study} --set DATA.seed=1" in line]
+    enrollment = ["enroll_speakers.py"] * enrolls
+    rest = ["evaluate_model.py", "attack.py", "certify.py"]
+    assert scripts == ["prepare_dataset.py", "train_model.py", *enrollment, *rest]
 
 
 def test_the_study_of_defenses_has_its_tables(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
