@@ -18,7 +18,7 @@ from statistics import median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments.scripts import call  # noqa: E402
+from experiments.scripts import Step, call  # noqa: E402
 from src import cli  # noqa: E402
 from src.commands import selection  # noqa: E402
 from src.config import Config  # noqa: E402
@@ -88,17 +88,20 @@ def main(config: Config, args: argparse.Namespace) -> None:
     """Train, certify and compare at several representations (see the top of the file)."""
     folders = config.results
     if not args.report:
-        call("prepare_dataset.py", args)
-        call("train_model.py", args)
+        call(args, Step("prepare_dataset.py"), Step("train_model.py"))
         for stage in args.stages:
-            call("certify.py", args, f"CERTIFY.stage={stage}")
+            call(args, Step("certify.py", (f"CERTIFY.stage={stage}",)))
             for sigma, method in itertools.product(config.certify.sigma, args.methods):
                 folder_settings = [f"RESULTS.model_dir={folders.model_dir}/{method}_{stage}_{sigma:g}"]
                 folder_settings += [f"RESULTS.results_dir={folders.results_dir}/augmented"]
                 folder_settings += [f"RESULTS.plot_dir={folders.plot_dir}/{method}_{stage}_{sigma:g}"]
                 noise = [f"TRAINING.method={method}", f"TRAINING.{method}.sigma={sigma:g}", f"TRAINING.stage={stage}"]
-                call("train_model.py", args, *folder_settings, *noise)
-                call("certify.py", args, *folder_settings, f"CERTIFY.stage={stage}", f"CERTIFY.sigma={sigma:g}")
+                smoothing = [f"CERTIFY.stage={stage}", f"CERTIFY.sigma={sigma:g}"]
+                call(
+                    args,
+                    Step("train_model.py", (*folder_settings, *noise)),
+                    Step("certify.py", (*folder_settings, *smoothing)),
+                )
     report(config)
 
 

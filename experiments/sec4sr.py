@@ -1,13 +1,13 @@
 """The study of SEC4SR (Chen et al. 2022): 22 transformations of the audio or its features against the attacks on
 speaker recognition, made without and with knowledge of the defense.
 
-    python experiments/sec4sr.py --config experiments/sec4sr.ini
+    EARSHOT_THREADS=1 python experiments/sec4sr.py --config experiments/sec4sr.ini --processes 2
 
 It trains one model, attacks it without any defense and judges these clips behind each defense (non-adaptive); then it
 attacks the model behind each defense in several ways, of which the strongest counts for each clip (adaptive); last, it
 trains on adversarial clips, alone and through some defenses, and attacks these models (trained). It calls the scripts
-in turn; the same command resumes it at the last row. `--defenses` and `--phases` restrict the work, so that several
-processes can share it; with `--report` only the tables of the results so far are made."""
+in turn, or several of them side by side (`--processes`); the same command resumes it at the last row. `--defenses` and
+`--phases` restrict the work; with `--report` only the tables of the results so far are made."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from statistics import median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments.scripts import call  # noqa: E402
+from experiments.scripts import Step, call, call_side_by_side  # noqa: E402
 from src import cli  # noqa: E402
 from src.commands import selection  # noqa: E402
 from src.config import Config  # noqa: E402
@@ -159,52 +159,58 @@ def report(config: Config, titles: Mapping[str, str]) -> None:
 
 def main(config: Config, args: argparse.Namespace) -> None:
     """Train, attack without and with knowledge of every defense, and compare (see the top of the file)."""
+    if args.processes < 1:
+        raise ValueError(f"--processes {args.processes}: at least one")
     titles = {title: name for title, name in DEFENSES.items() if not args.defenses or title in args.defenses}
     if not args.report:
         rate, built = config.data.sample_rate, {}
         for title, name in titles.items():  # first, so that a codec that is not installed is said before any work
             (entry,) = selection.configured_defenses(config, [name])
             built[title] = checkpoint.build_defense(entry["name"], rate, entry["options"])
-        call("prepare_dataset.py", args)
-        call("train_model.py", args)
+        call(args, Step("prepare_dataset.py"), Step("train_model.py"))
         (model,) = config.model.names
-        out = config.results.results_dir
+        without, runs = () if args.defenses else (NONE,), list[list[Step]]()
         if "non_adaptive" in args.phases:
-            call(
-                "attack.py", args, f"ATTACK.names={','.join(NON_ADAPTIVE)}", f"RESULTS.results_dir={out}/non_adaptive",
-                flags=tuple(part for name in titles.values() for part in ("--judge", f"{model}+{name}")),
-            )  # fmt: skip
-        without = () if args.defenses else (NONE,)
+            judges = tuple(part for name in titles.values() for part in ("--judge", f"{model}+{name}"))
+            runs.append([attack_step(config, "non_adaptive", NON_ADAPTIVE, flags=judges)])
+        if "trained" in args.phases:  # the longest runs, so before those that can fill the gaps
+            some = [title for title in (*without, *titles) if title in TRAINED]
+            runs += [trained_steps(config, titles.get(title, ""), built.get(title)) for title in some]
         for title in (*without, *titles) if "adaptive" in args.phases else ():
             name, attacks = titles.get(title, NONE), [*GRADIENTS, *OTHERS]
             if title == NONE:
                 attacks.remove("transfer")
             if title == NONE or built[title].differentiable:
                 attacks.remove("pgd_identity")
-            call(
-                "attack.py", args, f"DEFENSE.names={titles.get(title, '')}", f"ATTACK.names={','.join(attacks)}",
-                f"RESULTS.results_dir={out}/adaptive/{name}", f"RESULTS.plot_dir={config.results.plot_dir}/{name}",
-            )  # fmt: skip
-        for title in (*without, *titles) if "trained" in args.phases else ():
-            if title in TRAINED:
-                train_and_attack(args, config, titles.get(title, ""), built.get(title))
+            runs.append([attack_step(config, f"adaptive/{name}", attacks, f"DEFENSE.names={titles.get(title, '')}")])
+        call_side_by_side(args, runs, args.processes)
     report(config, titles)
 
 
-def train_and_attack(args: argparse.Namespace, config: Config, defense: str, built: Defense | None) -> None:
-    """One model trained on adversarial clips through a defense, or without one, and the attacks that know it."""
-    out = config.results.results_dir
-    random = built is not None and built.randomized
-    folders = f"RESULTS.model_dir={config.results.model_dir}/trained/{defense or NONE}"
-    training = (
-        f"DEFENSE.names={defense}", "TRAINING.method=pgd", "TRAINING.stage=waveform", folders,
-        f"TRAINING.pgd.draws={DRAWS if random else 1}", f"RESULTS.plot_dir={config.results.plot_dir}/trained",
+def attack_step(config: Config, folder: str, attacks: Sequence[str], *more: str, flags: tuple[str, ...] = ()) -> Step:
+    """attack.py with these attacks, and its results in a folder of the study's."""
+    settings = (
+        f"ATTACK.names={','.join(attacks)}", *more, f"RESULTS.results_dir={config.results.results_dir}/{folder}",
+        f"RESULTS.plot_dir={config.results.plot_dir}/{folder}",
     )  # fmt: skip
-    call("train_model.py", args, *training)
+    return Step("attack.py", settings, flags)
+
+
+def trained_steps(config: Config, defense: str, built: Defense | None) -> list[Step]:
+    """One model trained on adversarial clips through a defense, or without one, and the attacks that know it."""
+    random = built is not None and built.randomized
+    folder = f"trained/{defense or NONE}"
+    training = (
+        "TRAINING.method=pgd", "TRAINING.stage=waveform", f"TRAINING.pgd.draws={DRAWS if random else 1}",
+        f"RESULTS.model_dir={config.results.model_dir}/{folder}",
+    )  # fmt: skip
     attacks = [name for name in (*GRADIENTS, *OTHERS) if name not in ("pgd_identity", "transfer")]
-    results_dir = f"RESULTS.results_dir={out}/trained/{defense or NONE}"
+    plots = f"RESULTS.plot_dir={config.results.plot_dir}/{folder}"
     # The model keeps the defense that it was trained behind.
-    call("attack.py", args, *training, f"ATTACK.names={','.join(attacks)}", "DEFENSE.names=", results_dir)
+    return [
+        Step("train_model.py", (f"DEFENSE.names={defense}", *training, plots)),
+        attack_step(config, folder, attacks, *training),
+    ]
 
 
 if __name__ == "__main__":
@@ -217,5 +223,6 @@ if __name__ == "__main__":
             "default": list(PHASES),
             "help": "of the study (default: all)",
         },
+        processes={"type": int, "default": 1, "help": "so many attacks at a time, each in a process (default: 1)"},
         report={"action": "store_true", "help": "only write the tables of the results so far"},
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from experiments import scripts
 from src import config
 from src.victims import checkpoint
 from tests.conftest import ROOT, call
@@ -112,7 +115,15 @@ def test_the_study_of_defenses_has_its_tables(tmp_path: Path, shared: Path, monk
           ("pgd_10", "pgd_100", "pgd_known", "pgd_identity", "pgd_momentum", "transfer", "cw2_0", "cw2_5", "cw_known")),
         *(f"ATTACK.{name}.search_steps=1" for name in ("cw2_0", "cw2_5", "cw_known")),
     ]  # fmt: skip
-    args = ["--config", str(ROOT / "experiments/sec4sr.ini"), "--defenses", "QT", "FeCo raw, warped"]
+    args = [
+        "--config",
+        str(ROOT / "experiments/sec4sr.ini"),
+        "--defenses",
+        "QT",
+        "FeCo raw, warped",
+        "--processes",
+        "2",
+    ]
     args += [part for setting in settings for part in ("--set", setting)]
     assert call(tmp_path, monkeypatch, "experiments/sec4sr.py", *args) == 0
     tables = {}
@@ -132,3 +143,25 @@ def test_the_study_of_defenses_has_its_tables(tmp_path: Path, shared: Path, monk
     assert [defense.name for defense in victim.defenses] == ["quantize"]
     again = call(tmp_path, monkeypatch, "experiments/sec4sr.py", *args, "--report")
     assert again == 0
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_step_that_fails_ends_the_study(processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scripts, "ROOT", tmp_path)
+    (tmp_path / "step.py").write_text(
+        "import sys, pathlib\npathlib.Path(sys.argv[-1]).touch()\nsys.exit(3 if 'bad' in sys.argv[-1] else 0)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["study"])
+    args = argparse.Namespace(config="x.ini", set=["A.b=c"])
+
+    def steps(*names: str) -> list[scripts.Step]:
+        return [scripts.Step("step.py", (f"A.d={name}",), (name,)) for name in names]
+
+    assert steps("x")[0].command(args) == ["step.py", "--config", "x.ini", "--set", "A.b=c", "--set", "A.d=x", "x"]
+    scripts.call_side_by_side(args, [steps("one", "two"), steps("three")], processes)
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two", "three", "step.py"}
+    with pytest.raises(SystemExit) as end:
+        scripts.call_side_by_side(args, [steps("bad", "four")] * processes + [steps("five")], processes)
+    assert end.value.code == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two", "three", "bad", "step.py"}
