@@ -5,9 +5,10 @@ speaker recognition, made without and with knowledge of the defense.
 
 It trains one model, attacks it without any defense and judges these clips behind each defense (non-adaptive); then it
 attacks the model behind each defense in several ways, of which the strongest counts for each clip (adaptive); last, it
-trains on adversarial clips, alone and through some defenses, and attacks these models (trained). It calls the scripts
-in turn, or several of them side by side (`--processes`); the same command resumes it at the last row. `--defenses` and
-`--phases` restrict the work; with `--report` only the tables of the results so far are made."""
+trains on adversarial clips, alone and through some defenses, and attacks these models and, within the same smaller
+budget, the first one (trained). It calls the scripts in turn, or several of them side by side (`--processes`); the same
+command resumes it at the last row. `--defenses` and `--phases` restrict the work; with `--report` only the tables of
+the results so far are made."""
 
 from __future__ import annotations
 
@@ -51,6 +52,7 @@ DRAWS = 2
 """Of EOT per step of adversarial training, where the defense is random."""
 TRAINED = (NONE, "QT", "AT", "FeCo raw")
 """The defenses that adversarial training is combined with."""
+TRAININGS = ("plain", "adversarial")
 PHASES = ("non_adaptive", "adaptive", "trained")
 PUBLISHED = {
     NONE: (99.8, 0.0, 8.3, None), "QT": (86.8, 67.2, 76.0, 0.0), "AT": (89.2, 81.2, 84.5, 1.8),
@@ -142,13 +144,21 @@ def report(config: Config, titles: Mapping[str, str]) -> None:
     ]
     notes += [selection.SYNTHETIC] if clips.synthetic else []
     plain, knowing = non_adaptive(out / "non_adaptive", titles), adaptive(out / "adaptive", titles)
-    trained = adaptive(out / "trained", titles, published=False)
+    trained = [
+        {"defense": line.pop("defense"), "training": training, **line}
+        for training in TRAININGS
+        for line in adaptive(out / training, titles, published=False)
+    ]
     if not plain and not knowing and not trained:
         raise ValueError(f"{out}: nothing is attacked yet; leave --report out")
     for name, title, lines in (
         ("non_adaptive", "Attacks that ignore the defense", plain),
         ("adaptive", "Attacks that know the defense", knowing),
-        ("trained", "Attacks on models that were trained on adversarial clips through the defense", trained),
+        (
+            "trained",
+            f"Without and with adversarial training through the defense, L_inf {smaller_budget(config)}",
+            trained,
+        ),
     ):
         if lines:
             results.write_table(out / f"{name}.csv", lines, title, notes)
@@ -176,6 +186,7 @@ def main(config: Config, args: argparse.Namespace) -> None:
         if "trained" in args.phases:  # the longest runs, so before those that can fill the gaps
             some = [title for title in (*without, *titles) if title in TRAINED]
             runs += [trained_steps(config, titles.get(title, ""), built.get(title)) for title in some]
+            runs += [[smaller_step(config, "plain", titles.get(title, ""))] for title in some]
         for title in (*without, *titles) if "adaptive" in args.phases else ():
             name, attacks = titles.get(title, NONE), [*GRADIENTS, *OTHERS]
             if title == NONE:
@@ -199,18 +210,29 @@ def attack_step(config: Config, folder: str, attacks: Sequence[str], *more: str,
 def trained_steps(config: Config, defense: str, built: Defense | None) -> list[Step]:
     """One model trained on adversarial clips through a defense, or without one, and the attacks that know it."""
     random = built is not None and built.randomized
-    folder = f"trained/{defense or NONE}"
     training = (
         "TRAINING.method=pgd", "TRAINING.stage=waveform", f"TRAINING.pgd.draws={DRAWS if random else 1}",
-        f"RESULTS.model_dir={config.results.model_dir}/{folder}",
+        f"TRAINING.epochs={3 * config.training.epochs // 2}", "TRAINING.noise=0",
+        f"RESULTS.model_dir={config.results.model_dir}/adversarial/{defense or NONE}",
     )  # fmt: skip
-    attacks = [name for name in (*GRADIENTS, *OTHERS) if name not in ("pgd_identity", "transfer")]
-    plots = f"RESULTS.plot_dir={config.results.plot_dir}/{folder}"
+    plots = f"RESULTS.plot_dir={config.results.plot_dir}/adversarial/{defense or NONE}"
     # The model keeps the defense that it was trained behind.
     return [
         Step("train_model.py", (f"DEFENSE.names={defense}", *training, plots)),
-        attack_step(config, folder, attacks, *training),
+        smaller_step(config, "adversarial", defense, *training, "DEFENSE.names="),
     ]
+
+
+def smaller_budget(config: Config) -> float:
+    """That of adversarial training."""
+    return float(config.component("TRAINING", "pgd")["eps"])
+
+
+def smaller_step(config: Config, training: str, defense: str, *more: str) -> Step:
+    """The attacks that know the defense, within the budget of adversarial training."""
+    attacks = [name for name in (*GRADIENTS, *OTHERS) if name not in ("pgd_identity", "transfer")]
+    budget = f"ATTACK.eps={smaller_budget(config)}"
+    return attack_step(config, f"{training}/{defense or NONE}", attacks, budget, f"DEFENSE.names={defense}", *more)
 
 
 if __name__ == "__main__":

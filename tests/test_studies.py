@@ -115,21 +115,14 @@ def test_the_study_of_defenses_has_its_tables(tmp_path: Path, shared: Path, monk
           ("pgd_10", "pgd_100", "pgd_known", "pgd_identity", "pgd_momentum", "transfer", "cw2_0", "cw2_5", "cw_known")),
         *(f"ATTACK.{name}.search_steps=1" for name in ("cw2_0", "cw2_5", "cw_known")),
     ]  # fmt: skip
-    args = [
-        "--config",
-        str(ROOT / "experiments/sec4sr.ini"),
-        "--defenses",
-        "QT",
-        "FeCo raw, warped",
-        "--processes",
-        "2",
-    ]
+    chosen = ["--defenses", "QT", "FeCo raw, warped", "--processes", "2"]
+    args = ["--config", str(ROOT / "experiments/sec4sr.ini"), *chosen]
     args += [part for setting in settings for part in ("--set", setting)]
     assert call(tmp_path, monkeypatch, "experiments/sec4sr.py", *args) == 0
     tables = {}
     for name in ("non_adaptive", "adaptive", "trained"):
         with (tmp_path / f"data/sec4sr/results/{name}.csv").open() as file:
-            tables[name] = {row["defense"]: row for row in csv.DictReader(file)}
+            tables[name] = {row["defense"] + row.get("training", ""): row for row in csv.DictReader(file)}
     assert list(tables["non_adaptive"]) == ["none", "QT", "FeCo raw, warped"]
     assert list(tables["adaptive"]) == ["QT", "FeCo raw, warped"]
     for row in tables["adaptive"].values():
@@ -138,8 +131,10 @@ def test_the_study_of_defenses_has_its_tables(tmp_path: Path, shared: Path, monk
     assert tables["adaptive"]["QT"]["pgd_identity"]
     assert not tables["adaptive"]["FeCo raw, warped"]["pgd_identity"], "it has a gradient of its own"
     assert tables["non_adaptive"]["QT"]["published R1"] == "76"
-    assert list(tables["trained"]) == ["QT"], "adversarial training goes with some of the defenses"
-    victim, _ = checkpoint.load(tmp_path / "data/sec4sr/models/trained/quantize/audionet_pgd_quantize.pt")
+    assert list(tables["trained"]) == ["QTplain", "QTadversarial"], (
+        "adversarial training goes with some of the defenses"
+    )
+    victim, _ = checkpoint.load(tmp_path / "data/sec4sr/models/adversarial/quantize/audionet_pgd_quantize.pt")
     assert [defense.name for defense in victim.defenses] == ["quantize"]
     again = call(tmp_path, monkeypatch, "experiments/sec4sr.py", *args, "--report")
     assert again == 0
