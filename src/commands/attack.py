@@ -252,6 +252,8 @@ def report(
     }
     results.write_manifest(folder / "manifest.json", facts)
     columns = [*SHOWN, *(column for column in SHOWN_IF_ANY if any(line[column] for line in table))]
+    if not clips.speech or not settings.speech:
+        columns.remove("pesq")
     if any(line["on wav"] != line["on wav, one draw"] for line in table):  # a randomized model
         columns.insert(columns.index("on wav") + 1, "on wav, one draw")
     shown = [

@@ -29,7 +29,7 @@ def distillation(
     Args:
         teacher: name of a trained model in model_dir, with the same classes, sample rate and clip length; it may have
             another front end.
-        temperature: T, which divides the logits of both before the softmax; 1 as far as published.
+        temperature: T, which divides the logits of both before the softmax.
         weight: of the teacher's probabilities against the labels; 1 uses no labels.
     """
     if learner.taught is None:
