@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
+import math
 import tarfile
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
-from src import config
+from src import api, config, perception
 from src.datasets import esc50, store, urbansound8k
 from src.datasets.prepare import KEYWORDS, DataSettings, prepare
 from src.datasets.source import Corpus
+from src.datasets.store import Clips
 from src.registry import DATASETS
+from src.victims import checkpoint
 from tests.conftest import call
 from tests.test_datasets_download import Server, server  # noqa: F401
 
@@ -138,6 +144,33 @@ def test_real_clips_whole_and_cropped(shared: Path, tmp_path: Path) -> None:
             assert not part.speech
             assert abs(int(part.lengths[0]) - min(rows[name], seconds) * RATE) <= RATE * 0.001
             assert not part.samples[0, int(part.lengths[0]) :].any()
+
+
+def test_pesq_and_stoi_are_for_speech_alone(
+    newer: Path, clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data source says what its clips are, and attacks on them measure accordingly."""
+    torch.manual_seed(0)
+    victim = checkpoint.build(
+        model="resnet", classes=clips.classes, sample_rate=clips.sample_rate, n_samples=clips.n_samples,
+        model_options={"widths": (4, 8)}, front_end_options={"hop_length": 320},
+    ).eval()  # fmt: skip
+    some = clips.select([0, 5])
+    for speech in (True, False):
+        monkeypatch.setattr(perception, "stoi", lambda x, *_: torch.ones(len(x)))
+        made = api.attack(victim, replace(some, speech=speech), "fgsm", eps=0.001)
+        assert [math.isnan(fact["stoi"]) for fact in made.facts] == [not speech] * 2
+        assert [math.isnan(fact["pesq"]) for fact in made.facts if not speech] == [True] * 2 * (not speech)
+    data = DataSettings(source="esc50", data_dir=tmp_path / "store", sample_rate=RATE, seconds=0.1)
+    prepare(data, {"source_dir": newer})
+    assert not store.load(tmp_path / "store", "test").speech
+    path = tmp_path / "store" / "dataset.json"
+    facts = json.loads(path.read_text())
+    del facts["speech"]
+    path.write_text(json.dumps(facts))
+    assert store.load(tmp_path / "store", "test").speech, "as stores were before corpora declared it"
+    assert plan("folder", newer, include=("audio",), speech=False).speech is False
+    assert plan("folder", newer, include=("audio",)).speech
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ def identity(config: Config, clips: Clips, device: torch.device) -> dict[str, ob
         "defenses": selection.configured_defenses(config),
         "components": {name: keys for name, keys in config.components.items() if name.startswith(kinds)},
         "clips": clips.fingerprint(),
+        **({} if clips.speech else {"speech": False}),
         "device": device.type,
         **(
             {"fit": fitting.clips(config).fingerprint()}
