@@ -18,6 +18,7 @@ from src.random_streams import derive_seed
 from src.registry import MODELS
 from src.training import fit
 from src.training.settings import model_name
+from src.training.teacher import load_teacher
 from src.victims import checkpoint
 
 
@@ -36,6 +37,8 @@ def main(config: Config, args: argparse.Namespace) -> None:
     if settings.noise and settings.noise_dir:
         noise = load_noise(Path(settings.noise_dir).expanduser(), train.sample_rate, train.n_samples)
     device = choose_device(settings.use_cuda)
+    options = config.component("TRAINING", settings.method)
+    teacher = load_teacher(settings.method, options, config.results.model_dir, train)
     trainings = [(model, penalty) for model in config.model.names for penalty in settings.gradient_penalty]
     defenses = selection.configured_defenses(config)
     victims = []
@@ -58,7 +61,8 @@ def main(config: Config, args: argparse.Namespace) -> None:
         victims.append(victim)
     rows = []
     for (model, penalty), victim in zip(trainings, victims, strict=True):
-        name = model_name(model, penalty, settings.method, defenses)
+        taught_by = teacher.name if teacher else ""
+        name = model_name(model, penalty, settings.method, defenses, taught_by, settings.suffix)
         facts = fit(
             victim,
             train,
@@ -67,8 +71,9 @@ def main(config: Config, args: argparse.Namespace) -> None:
             model_dir=config.results.model_dir,
             training=settings,
             gradient_penalty=penalty,
-            options=config.component("TRAINING", settings.method),
+            options=options,
             noise=noise,
+            teacher=teacher,
             device=device,
         )
         note = " (synthetic speech)" if train.synthetic else ""
