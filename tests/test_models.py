@@ -14,9 +14,12 @@ from src.victims.embedder import Embedder
 SHAPES = {
     "cnn": (128, 321), "bc_resnet": (40, 101), "tc_resnet8": (40, 101), "rescnn": (64, 160), "resnet": (40, 101),
     "audionet": (32, 101), "xvector": (30, 101), "ivector": (72, 71),
+    "vgg13": (64, 150), "crnn": (64, 150), "gcnn": (64, 150), "dense_mel": (64, 150), "dense_wav": (8000,),
 }  # fmt: skip
 TINY = {"rescnn": {"width": 2}, "bc_resnet": {"width": 1}, "resnet": {"widths": (4, 8)}, "xvector": {"width": 8},
-        "ivector": {"components": 3, "rank": 6}}  # fmt: skip
+        "ivector": {"components": 3, "rank": 6}, "vgg13": {"width": 0.125, "chunk": 64},
+        "crnn": {"width": 0.125, "chunk": 64}, "gcnn": {"width": 0.125, "chunk": 64},
+        "dense_mel": {"width": 0.125, "chunk": 64}, "dense_wav": {"width": 0.125, "chunk": 3000}}  # fmt: skip
 EMBEDDERS = {"audionet": 32, "xvector": 8, "ivector": 6, "rescnn": 16, "resnet": 8, "cnn": 256}
 EVERY = sorted(SHAPES)
 
@@ -101,8 +104,10 @@ def test_frozen_victim_is_the_same_function(name: str) -> None:
     norms = (nn.BatchNorm1d, nn.BatchNorm2d)
     remaining = sum(isinstance(module, norms) for module in frozen.modules())
     # Sub-spectral norms have statistics per band, which no convolution can take in, and the x-vector network has its
-    # norms behind the ReLU; all others are folded.
-    assert remaining == {"bc_resnet": 12, "xvector": 5}.get(name, 0)
+    # norms behind the ReLU, as those of Iqbal et al.; of a dense network only the norm between its two convolutions
+    # follows one. All others are folded.
+    expected = {"bc_resnet": 12, "xvector": 5, "vgg13": 10, "crnn": 10, "gcnn": 10, "dense_mel": 10, "dense_wav": 10}
+    assert remaining == expected.get(name, 0)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -146,6 +151,11 @@ def test_gradient_of_the_gradient_norm(name: str) -> None:
         ("audionet", (16000,), "freq, time"),
         ("xvector", (16000,), "freq, time"),
         ("ivector", (16000,), "freq, time"),
+        ("vgg13", (16000,), "32 bands or more"),
+        ("gcnn", (20, 100), "32 bands or more"),
+        ("crnn", (31, 100), "32 bands or more"),
+        ("dense_mel", (16000,), "freq, time"),
+        ("dense_wav", (64, 100), "needs a waveform"),
     ],
 )
 def test_unfit_features_are_refused(name: str, shape: tuple[int, ...], message: str) -> None:
