@@ -1,6 +1,7 @@
 """Long clips in chunks: the network sees chunks of equal length, and the clip is predicted by the geometric mean of
 their probabilities (Iqbal et al., "General-purpose audio tagging from noisy labels using convolutional neural
-networks", DCASE 2018). It is a part of the classifier, so that attacks, certificates and evaluation act on the whole clip."""
+networks", DCASE 2018). It is a part of the classifier, so that attacks, certificates and evaluation act on the whole
+clip."""
 
 from __future__ import annotations
 
