@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import librosa
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.models.crnn import ReluGru
+from src.models.dense_blocks import DenseBlock
+from src.models.dense_wav import gabor_filters
+from src.models.tagging_blocks import Gate
 from src.registry import MODELS
 from src.victims import checkpoint
 from src.victims.embedder import Embedder
@@ -14,9 +19,12 @@ from src.victims.embedder import Embedder
 SHAPES = {
     "cnn": (128, 321), "bc_resnet": (40, 101), "tc_resnet8": (40, 101), "rescnn": (64, 160), "resnet": (40, 101),
     "audionet": (32, 101), "xvector": (30, 101), "ivector": (72, 71),
+    "vgg13": (64, 150), "crnn": (64, 150), "gcnn": (64, 150), "dense_mel": (64, 150), "dense_wav": (8000,),
 }  # fmt: skip
 TINY = {"rescnn": {"width": 2}, "bc_resnet": {"width": 1}, "resnet": {"widths": (4, 8)}, "xvector": {"width": 8},
-        "ivector": {"components": 3, "rank": 6}}  # fmt: skip
+        "ivector": {"components": 3, "rank": 6}, "vgg13": {"width": 0.125, "chunk": 64},
+        "crnn": {"width": 0.125, "chunk": 64}, "gcnn": {"width": 0.125, "chunk": 64},
+        "dense_mel": {"width": 0.125, "chunk": 64}, "dense_wav": {"width": 0.125, "chunk": 3000}}  # fmt: skip
 EMBEDDERS = {"audionet": 32, "xvector": 8, "ivector": 6, "rescnn": 16, "resnet": 8, "cnn": 256}
 EVERY = sorted(SHAPES)
 
@@ -50,6 +58,102 @@ def test_published_parameter_counts(
     model = MODELS[name](n_classes=n_classes, shape=SHAPES[name], **options)
     digits = len(str(published).partition(".")[2])
     assert round(n_parameters(model) / unit, digits) == published
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "exact"),
+    [
+        ("vgg13", 9.44, 9_436_649),
+        ("crnn", 12.6, 12_606_441),
+        ("gcnn", 18.8, 18_840_489),
+        ("dense_mel", 11.1, 11_107_622),
+    ],
+)
+def test_sound_event_networks_have_the_published_numbers_of_parameters(name: str, published: float, exact: int) -> None:
+    """With the statistics of batch norm, which the library of the published models counts."""
+    shape = (64, 1251) if name == "dense_mel" else (64, 313)
+    model = MODELS[name](n_classes=41, shape=shape)
+    total = n_parameters(model) + sum(buffer.numel() for buffer in model.buffers() if buffer.is_floating_point())
+    assert total == exact
+    assert round(total / 1e6, len(str(published).partition(".")[2])) == published
+
+
+def test_layers_of_vgg13_and_gcnn_are_the_published_ones() -> None:
+    for name, factor, activation in (("vgg13", 1, nn.ReLU), ("gcnn", 2, Gate)):
+        model = MODELS[name](n_classes=4, shape=(64, 128), width=0.25)
+        kinds = [nn.Conv2d, activation, nn.BatchNorm2d] * 2 + [nn.MaxPool2d]
+        assert [type(layer) for layer in model.blocks] == kinds * 5
+        filters = [layer.out_channels for layer in model.blocks if isinstance(layer, nn.Conv2d)]
+        assert filters == [factor * n for n in (16, 16, 32, 32, 64, 64, 128, 128, 128, 128)]
+        assert model.features(torch.zeros(1, 64, 128)).shape == (1, 128, 2, 4)
+    x = torch.randn(2, 6, 3, 3)
+    torch.testing.assert_close(Gate()(x), x[:, :3] * x[:, 3:].sigmoid())
+
+
+def test_the_gru_of_crnn_is_that_of_torch_but_for_its_activation() -> None:
+    """With the reset gate open the two agree where tanh and ReLU do: at small positive values, to third order."""
+    n_in, units = 3, 5
+    gru, peer = ReluGru(n_in, units), nn.GRU(n_in, units, batch_first=True)
+    with torch.no_grad():
+        for parameter in gru.parameters():
+            parameter.copy_(parameter.abs() * 1e-3)
+        update, reset, candidate = gru.enter.weight.split(units)
+        reset_bias = gru.enter.bias[units : 2 * units].fill_(100.0)
+        peer.weight_ih_l0.copy_(torch.cat([reset, update, candidate]))
+        of_update, of_reset = gru.gates.weight.split(units)
+        peer.weight_hh_l0.copy_(torch.cat([of_reset, of_update, gru.candidate.weight]))
+        peer.bias_ih_l0.copy_(torch.cat([reset_bias, gru.enter.bias[:units], gru.enter.bias[2 * units :]]))
+        peer.bias_hh_l0.zero_()
+    x = torch.rand(2, 7, n_in)
+    torch.testing.assert_close(gru(x), peer(x)[0], atol=0, rtol=1e-4)
+    with torch.no_grad():
+        gru.enter.bias[2 * units :] = 3.0
+    assert float(gru(x).detach().max()) > 1, "a ReLU has no upper limit"
+
+
+def test_dense_networks_average_the_probabilities_of_eight_heads() -> None:
+    for name in ("dense_mel", "dense_wav"):
+        model = tiny(name).eval()
+        network = model.network
+        n_in = network.layers[0].path[0].num_features
+        x = torch.randn(2, n_in, 16 if name == "dense_mel" else 1, 40)
+        pooled = network.layers(x).mean((2, 3))
+        parts = zip(network.heads.weight.split(4), network.heads.bias.split(4), strict=True)
+        heads = [(pooled @ weight.T + bias).softmax(1) for weight, bias in parts]
+        assert len(heads) == 8
+        torch.testing.assert_close(network(x).exp(), torch.stack(heads).mean(0))
+    blocks = MODELS["dense_mel"](n_classes=2, shape=(64, 500)).network.layers[:8]
+    assert [block.path[2].out_channels for block in blocks] == [16, 32, 64, 128, 256, 512, 512, 512]
+
+
+def test_dense_blocks_are_concatenated_with_their_input_and_keep_axes_of_length_1() -> None:
+    block = DenseBlock(8, 10, (3, 3)).eval()
+    x = torch.randn(2, 8, 5, 1)
+    y = block(x)
+    assert y.shape == (2, 18, 3, 1)
+    torch.testing.assert_close(y[:, 10:, :2], x.unflatten(2, (-1, 1))[:, :, :4].view(2, 8, 2, 2, 1).amax(3))
+    torch.testing.assert_close(y[:, 10:, 2], x[:, :, 4])
+    path = block.path[:6](x)
+    weights = block.path[6].weights(path.mean((2, 3)))
+    torch.testing.assert_close(block.path(x), path * weights[:, :, None, None])
+
+
+def test_filters_of_dense_wav_start_as_gabor_filters() -> None:
+    filters = gabor_filters(64)
+    torch.testing.assert_close(filters.norm(dim=1), torch.ones(64))
+    peaks = torch.fft.rfft(filters, 4096).abs().argmax(1) * 32000 / 4096
+    assert bool((peaks.diff() > 0).all())
+    expected = librosa.mel_frequencies(64, fmin=50.0, fmax=15000.0)
+    assert peaks[5:].tolist() == pytest.approx(expected[5:].tolist(), rel=0.1)
+    model = MODELS["dense_wav"](n_classes=2, shape=(32000,), width=0.25)
+    torch.testing.assert_close(model.enter.weight[:, 0, 0], gabor_filters(16))
+
+
+@pytest.mark.parametrize("name", ["vgg13", "crnn", "gcnn", "dense_mel", "dense_wav"])
+def test_width_narrows(name: str) -> None:
+    shape = (64, 500) if name != "dense_wav" else (64000,)
+    counts = [n_parameters(MODELS[name](n_classes=10, shape=shape, width=width)) for width in (0.5, 0.25)]
+    assert 3 < counts[0] / counts[1] < 4.5
 
 
 def test_tc_resnet8_has_66k_weights_and_statistics() -> None:
@@ -101,8 +205,10 @@ def test_frozen_victim_is_the_same_function(name: str) -> None:
     norms = (nn.BatchNorm1d, nn.BatchNorm2d)
     remaining = sum(isinstance(module, norms) for module in frozen.modules())
     # Sub-spectral norms have statistics per band, which no convolution can take in, and the x-vector network has its
-    # norms behind the ReLU; all others are folded.
-    assert remaining == {"bc_resnet": 12, "xvector": 5}.get(name, 0)
+    # norms behind the ReLU, as those of Iqbal et al.; of a dense network only the norm between its two convolutions
+    # follows one. All others are folded.
+    expected = {"bc_resnet": 12, "xvector": 5, "vgg13": 10, "crnn": 10, "gcnn": 10, "dense_mel": 10, "dense_wav": 10}
+    assert remaining == expected.get(name, 0)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -146,6 +252,11 @@ def test_gradient_of_the_gradient_norm(name: str) -> None:
         ("audionet", (16000,), "freq, time"),
         ("xvector", (16000,), "freq, time"),
         ("ivector", (16000,), "freq, time"),
+        ("vgg13", (16000,), "32 bands or more"),
+        ("gcnn", (20, 100), "32 bands or more"),
+        ("crnn", (31, 100), "32 bands or more"),
+        ("dense_mel", (16000,), "freq, time"),
+        ("dense_wav", (64, 100), "needs a waveform"),
     ],
 )
 def test_unfit_features_are_refused(name: str, shape: tuple[int, ...], message: str) -> None:

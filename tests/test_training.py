@@ -301,6 +301,16 @@ def test_step_schedule() -> None:
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
+def test_the_published_schedule_of_sound_events_can_be_written() -> None:
+    """Adam at 5e-4, times 0.9 every 2 of 40 epochs, mixup with alpha 1 (Iqbal et al. 2018)."""
+    steps = tuple(range(2, 40, 2))
+    training = TrainingSettings(
+        learning_rate=5e-4, lr_decay=0.9, scheduler_steps=steps, epochs=40, batch_size=128, mixup=1.0
+    )
+    assert [training.rate(epoch) for epoch in range(40)] == pytest.approx([5e-4 * 0.9 ** (n // 2) for n in range(40)])
+    assert (training.optimizer, training.schedule) == ("adam", "step")
+
+
 def test_cosine_schedule_with_warm_up() -> None:
     training = TrainingSettings(learning_rate=0.1, schedule="cosine", warmup_epochs=2.0, epochs=10)
     assert training.rate(0) == 0

@@ -67,6 +67,19 @@ class DatasetNormalize(Stage):
         return y * self.std + self.mean
 
 
+class AudioNormalize(DatasetNormalize):
+    """The same for a waveform: one mean and one standard deviation of all samples of the training set."""
+
+    fills_padding = True
+
+    def __init__(self, name: str = "audio"):
+        super().__init__(name=name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, time] -> the same shape."""
+        return super().forward(x)
+
+
 class ClipNormalize(Stage):
     """Subtract the clip's own mean and, with `scale`, divide by its own standard deviation.
 

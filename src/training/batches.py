@@ -182,15 +182,39 @@ def batches(
         yield x, labels, valid, taught[0] if taught else None
 
 
-def fit_stages(stages: list[Stage], clips: Clips, device: torch.device, seed: int, most: int = 4096) -> None:
-    """Fit the stages that need statistics of their input to training features, of all clips or of `most` clips drawn
-    by the seed."""
+def fit_stages(
+    stages: list[Stage],
+    clips: Clips,
+    device: torch.device,
+    seed: int,
+    most: int = 4096,
+    uses_mask: bool = False,
+) -> None:
+    """Fit the stages that need statistics of their input to training features, of all clips or of clips drawn by the
+    seed: at most `most`, and no more than fit the memory.
+
+    Args:
+        uses_mask: padding must not count.
+    """
     generator = torch.Generator()
     generator.manual_seed(derive_seed(seed, "statistics"))
-    index = torch.randperm(len(clips), generator=generator)[:most].sort().values
+    drawn = torch.randperm(len(clips), generator=generator)[:most]
     for position, stage in enumerate(stages):
         if isinstance(stage, Fitted):
             head = Chain(stages[:position])
             with torch.no_grad():
-                parts = index.split(CHUNK)  # type: ignore[no-untyped-call]
-                stage.fit(torch.cat([head(clips.waveforms(part).to(device)) for part in parts]))
+                clip_bytes = head(clips.waveforms(slice(0, 1)).to(device)).nbytes
+                index = drawn[: max(1, CACHE_BYTES // max(1, clip_bytes))].sort().values
+                parts = [_heard(head, clips, part, device, uses_mask) for part in index.split(CHUNK)]  # type: ignore[no-untyped-call]
+                stage.fit(torch.cat(parts, -1 if uses_mask else 0))
+
+
+def _heard(head: Chain, clips: Clips, index: Tensor, device: torch.device, uses_mask: bool) -> Tensor:
+    """The output of a chain for these clips [n, ..., time]; with `uses_mask` all their frames without those of padding
+    as one clip, [1, ..., frames]."""
+    x = clips.waveforms(index).to(device)
+    if not uses_mask:
+        return head(x)
+    valid = clips.valid(index).to(device)
+    frames = represent(head, x, valid).movedim(-1, 1)[head.frame_mask(valid)]
+    return frames.movedim(0, -1)[None]

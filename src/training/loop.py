@@ -87,7 +87,7 @@ def fit(
         message = f"{name}: was trained with other settings ({changed}); training again, then replacing the old file"
         tqdm.write(message, file=sys.stderr)
     victim.to(device)
-    fit_stages(list(victim.stages), train, device, training.seed)  # type: ignore[arg-type]
+    fit_stages(list(victim.stages), train, device, training.seed, uses_mask=victim.uses_mask)  # type: ignore[arg-type]
     state = resume(last, settings)
     method = "gradient_penalty" if gradient_penalty else training.method
     method_options = {"weight": gradient_penalty} if gradient_penalty else dict(options or {})
