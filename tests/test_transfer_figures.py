@@ -49,7 +49,7 @@ def test_heat_maps_show_every_pair(drawn: list[Figure]) -> None:
         assert axes.images[0].get_clim() == (0, 100)
         assert [tick.get_text() for tick in axes.get_xticklabels()] == TARGETS
         cells = {(round(t.get_position()[0]), round(t.get_position()[1]), t.get_text()) for t in axes.texts}
-        expected = {(j, i, f"{values[i][j]:.0f}") for i in range(2) for j in range(3) if CLIPS[i][j]}
+        expected = {(j, i, f"{values[i][j]:.3g}") for i in range(2) for j in range(3) if CLIPS[i][j]}
         assert cells == expected | {(j, i, f"of {CLIPS[i][j]}") for i in range(2) for j in range(3) if CLIPS[i][j]}
         framed = {(round(p.get_x() + 0.48), round(p.get_y() + 0.46)) for p in axes.patches if isinstance(p, Rectangle)}
         assert framed == {(0, 0), (1, 1)}, "the white boxes"

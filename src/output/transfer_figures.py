@@ -43,7 +43,7 @@ def heat_maps(
             for j, (value, count) in enumerate(zip(row, counts, strict=True)):
                 if not math.isnan(value):
                     shade = "black" if value > 60 else "white"
-                    axes.text(j, i - 0.1, f"{value:.0f}", ha="center", va="center", fontsize=9, color=shade)
+                    axes.text(j, i - 0.1, f"{value:.3g}", ha="center", va="center", fontsize=9, color=shade)
                     axes.text(j, i + 0.25, f"of {count:.0f}", ha="center", va="center", fontsize=6, color=shade)
                 if substitutes[i] == targets[j]:
                     axes.add_patch(Rectangle((j - 0.48, i - 0.46), 0.96, 0.92, fill=False, ec="red", lw=1.2))
