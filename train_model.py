@@ -9,6 +9,7 @@ import torch
 
 from src import cli
 from src.commands import selection
+from src.commands.trainings import trainings
 from src.config import Config
 from src.datasets import store
 from src.datasets.noise import load_noise
@@ -17,7 +18,6 @@ from src.output import figures, results
 from src.random_streams import derive_seed
 from src.registry import MODELS
 from src.training import fit
-from src.training.settings import model_name
 from src.training.teacher import load_teacher
 from src.victims import checkpoint
 
@@ -25,32 +25,35 @@ from src.victims import checkpoint
 def main(config: Config, args: argparse.Namespace) -> None:
     """Train every model of [MODEL] names with every value of [TRAINING] gradient_penalty, by [TRAINING] method.
 
+    A variant [MODEL.NAME] with `model = ...` is one more model under its own name; [MODEL.NAME.TRAINING] and
+    [MODEL.NAME.FRONTEND.<name>] hold for the training of one model only.
+
     Writes model_dir/NAME.pt and plots of loss, validation accuracy and learning rate. A complete training is not
     repeated; an interrupted one is resumed after its last complete epoch and ends with the same weights.
     """
-    settings = config.training
     train, valid = (store.load(config.data.data_dir, split) for split in ("train", "validation"))
     # In a store with roles the classes of a network are the speakers it is trained on, not those to be enrolled.
     classes = train.present
     train, valid = train.relabeled(classes), valid.relabeled(classes)
-    noise = None
-    if settings.noise and settings.noise_dir:
-        noise = load_noise(Path(settings.noise_dir).expanduser(), train.sample_rate, train.n_samples)
-    device = choose_device(settings.use_cuda)
-    options = config.component("TRAINING", settings.method)
-    teacher = load_teacher(settings.method, options, config.results.model_dir, train)
-    trainings = [(model, penalty) for model in config.model.names for penalty in settings.gradient_penalty]
-    defenses = selection.configured_defenses(config)
-    victims = []
-    for model, _ in trainings:  # all are built first, so that a mistake is reported before any work
-        configured = config.frontend.name
-        front_end = MODELS[model].front_end if configured == "auto" else configured  # type: ignore[attr-defined]
-        torch.manual_seed(derive_seed(settings.seed, model))
+    device = choose_device(config.training.use_cuda)
+    listed, defenses = trainings(config), selection.configured_defenses(config)
+    victims, noises, names = [], dict[str, torch.Tensor | None](), list[str]()
+    for training in listed:  # all are built first, so that a mistake is reported before any work
+        own, settings = training.config, training.config.training
+        if training.teacher not in names:  # else it is trained first
+            load_teacher(settings.method, training.options, config.results.model_dir, train)
+        names.append(training.name)
+        if settings.noise and settings.noise_dir and settings.noise_dir not in noises:
+            folder = Path(settings.noise_dir).expanduser()
+            noises[settings.noise_dir] = load_noise(folder, train.sample_rate, train.n_samples)
+        configured = own.frontend.name
+        front_end = MODELS[training.model].front_end if configured == "auto" else configured  # type: ignore[attr-defined]
+        torch.manual_seed(derive_seed(settings.seed, training.listed))
         victim = checkpoint.build(
-            model=model,
+            model=training.model,
             front_end=front_end,
-            model_options=config.component("MODEL", model),
-            front_end_options=config.component("FRONTEND", front_end),
+            model_options=config.component("MODEL", training.listed),
+            front_end_options=own.component("FRONTEND", front_end),
             classes=classes,
             sample_rate=train.sample_rate,
             n_samples=train.n_samples,
@@ -60,9 +63,8 @@ def main(config: Config, args: argparse.Namespace) -> None:
             victim.split(settings.stage)
         victims.append(victim)
     rows = []
-    for (model, penalty), victim in zip(trainings, victims, strict=True):
-        taught_by = teacher.name if teacher else ""
-        name = model_name(model, penalty, settings.method, defenses, taught_by, settings.suffix)
+    for training, victim in zip(listed, victims, strict=True):
+        name, settings = training.name, training.config.training
         facts = fit(
             victim,
             train,
@@ -70,10 +72,10 @@ def main(config: Config, args: argparse.Namespace) -> None:
             name=name,
             model_dir=config.results.model_dir,
             training=settings,
-            gradient_penalty=penalty,
-            options=options,
-            noise=noise,
-            teacher=teacher,
+            gradient_penalty=training.gradient_penalty,
+            options=training.options,
+            noise=noises.get(settings.noise_dir) if settings.noise else None,
+            teacher=load_teacher(settings.method, training.options, config.results.model_dir, train),
             device=device,
         )
         note = " (synthetic speech)" if train.synthetic else ""

@@ -131,12 +131,13 @@ def attack(
 
 def judge(victim: Victim, adversarial: Adversarial, *, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
     """Score adversarial clips on a model: one row per clip with its predictions and whether the wav fools it. A model
-    that was not the one attacked is judged on the wav alone.
+    that was not the one attacked is judged on the wav alone, at its own sample rate and length.
 
     Raises:
-        ValueError: the clips do not fit the model.
+        ValueError: clips of a class that the model does not know, or that do not fit the attacked model.
     """
-    fitting(victim, adversarial.clips)
+    if victim is adversarial.victim:
+        fitting(victim, adversarial.clips)
     clean = None if victim is adversarial.victim else adversarial.original
     rows = Judge(victim, torch.device(device), seed=adversarial.seed).rows(
         adversarial.clips, adversarial.facts, targeted=adversarial.targeted, clean=clean

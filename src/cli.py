@@ -11,6 +11,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,8 +68,9 @@ def set_threads(text: str | None) -> None:
 
 
 def sections_read(main: Callable[..., Any]) -> dict[str, bool]:
-    """The config sections that a function reads, itself or through the functions and classes of its script and of
-    src.commands that it names: every `config.section` and `config.component("SECTION", ...)` in their source.
+    """The config sections that a function reads, itself or through the functions and classes of its script, of the
+    scripts beside it and of src.commands that it names: every `config.section` and `config.component("SECTION", ...)`
+    in their source.
 
     Returns:
         section -> whether its sub-sections [SECTION.<name>] are read too.
@@ -76,6 +78,7 @@ def sections_read(main: Callable[..., Any]) -> dict[str, bool]:
     names: set[str] = set()
     with_components: set[str] = set()
     queue: list[Any] = [main]
+    beside = {path.stem for path in Path(inspect.getfile(main)).parent.glob("*.py")}
     for item in queue:  # it grows on the way
         namespace = item.__globals__ if inspect.isfunction(item) else vars(sys.modules[item.__module__])
         for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(item)))):
@@ -88,7 +91,10 @@ def sections_read(main: Callable[..., Any]) -> dict[str, bool]:
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 target = getattr(namespace.get(node.value.id), node.attr, None)
             in_scope = inspect.isfunction(target) or inspect.isclass(target)
-            if in_scope and target not in queue and target.__module__.startswith((main.__module__, "src.commands")):
+            if not in_scope or target in queue:
+                continue
+            module = target.__module__
+            if module in (main.__module__, *beside) or module.startswith("src.commands"):
                 queue.append(target)
     return {s: s in with_components for s in config_sections.SECTIONS if s in names | with_components}
 

@@ -5,14 +5,15 @@ keyword-only parameters of that component. So each key is defined once, where it
 range is refused before any work, with the line, the choices and the nearest match.
 
 A sub-section of [ATTACK] with a name of its own and the key `attack` is a variant: that attack with other options; and
-likewise one of [DEFENSE] with the key `defense`."""
+likewise one of [DEFENSE] with the key `defense`, and of [MODEL] with the key `model`. What holds for the training of
+one model only stands in sections such as [MODEL.cnn.TRAINING] and [MODEL.cnn.FRONTEND.log_mel]."""
 
 from __future__ import annotations
 
 import configparser
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -23,13 +24,14 @@ from src.config_sections import (
     FrontEndSettings,
     InversionSettings,
     ModelSettings,
+    TransferSettings,
     keys_of_section,
 )
 from src.datasets.prepare import DataSettings
 from src.evaluation import AttackSettings
 from src.evaluation.passing import check_passing
 from src.output.results import ResultsSettings
-from src.registry import Key, choose, validate
+from src.registry import MODELS, Key, choose, validate
 from src.smoothing import CertifySettings
 from src.speaker.settings import SpeakerSettings
 from src.training import TrainingSettings
@@ -43,6 +45,7 @@ class Config:
     Attributes:
         components: "SECTION.name" -> the keyword arguments of that component.
         text: section -> key -> the value as written.
+        of_models: model -> the settings of its training, where it has sections of its own.
     """
 
     training: TrainingSettings
@@ -55,12 +58,18 @@ class Config:
     attack: AttackSettings
     inversion: InversionSettings
     certify: CertifySettings
+    transfer: TransferSettings
     components: Mapping[str, Mapping[str, Any]]
     text: Mapping[str, Mapping[str, str]]
+    of_models: Mapping[str, Config] = field(default_factory=dict)
 
     def component(self, section: str, name: str) -> dict[str, Any]:
         """The keyword arguments of a component that the config sets."""
         return dict(self.components.get(f"{section}.{name}", {}))
+
+    def of_model(self, name: str) -> Config:
+        """The settings with which this model is trained: these, and those of its own sections."""
+        return self.of_models.get(name, self)
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -91,6 +100,38 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
         section, key, value = match.groups()
         text.setdefault(section, {})[key] = value.strip()
         places[section, key] = places[section, ""] = f"--set {override}"
+    shared = {section: keys for section, keys in text.items() if not re.match(OF_ONE_MODEL, section)}
+    loaded = _checked(path, shared, places)
+    of_models = {}
+    for section in text.keys() - shared.keys():
+        _check_of_one_model(section, loaded, places[section, ""])
+    for name in dict.fromkeys(section.split(".")[1] for section in text if section not in shared):
+        merged, merged_places = {section: dict(keys) for section, keys in shared.items()}, dict(places)
+        for section, keys in text.items():
+            if section.startswith(f"MODEL.{name}.") and section not in shared:
+                place = section.removeprefix(f"MODEL.{name}.")
+                merged.setdefault(place, {}).update(keys)
+                merged_places |= {(place, key): places[section, key] for key in ("", *keys)}
+        of_models[name] = _checked(path, merged, merged_places)
+    return replace(loaded, text=text, of_models=of_models)
+
+
+OF_ONE_MODEL = r"MODEL\.[^.]+\."
+"""How a section begins that holds for the training of one model."""
+
+
+def _check_of_one_model(section: str, loaded: Config, place: str) -> None:
+    """Raises ValueError where [MODEL.name.SECTION] names no model, or a section that is not about its training."""
+    _, name, of_model = section.split(".", 2)
+    try:
+        choose(name, [*MODELS.names(), *loaded.model.variants], MODELS.kind)
+        choose(of_model.split(".")[0], ("TRAINING", "FRONTEND"), f"section of [MODEL.{name}]")
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+
+
+def _checked(path: Path, text: Mapping[str, Mapping[str, str]], places: Mapping[tuple[str, str], str]) -> Config:
+    """The settings that sections give, none of which is that of one model only."""
     variants = variants_of(text, places)
     values = {section: _typed(section, text[section], places, variants) for section in text}
     for section in values.keys() - SECTIONS.keys():

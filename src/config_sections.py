@@ -51,10 +51,39 @@ class ModelSettings:
     """The classifiers.
 
     Args:
-        names: architectures to train, one after the other.
+        names: models to train, one after the other: architectures, or variants of them.
+
+    Attributes:
+        variants: names of models with options and training of their own, beside the registered ones -> the model.
     """
 
     names: Listed[MODELS.Name] = ("cnn",)  # type: ignore[name-defined]
+    variants: Mapping[str, str] = field(default_factory=dict, kw_only=False)  # hence no key: sub-sections define it
+
+    def registered(self, name: str) -> str:
+        """The architecture that a name stands for: of a variant, the one that it is a variant of."""
+        return self.variants.get(name, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferSettings:
+    """Which models attack which in a transfer study. The attacks, their targets and budgets are those of [ATTACK].
+
+    Args:
+        substitutes: trained models that the clips are crafted on; empty for all in model_dir. One that [MODEL] names
+            lists too is trained first where it is missing.
+        targets: trained models that these clips are scored on, each substitute among them; empty for all in model_dir.
+            One that [MODEL] names lists too is trained first where it is missing.
+    """
+
+    substitutes: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key in ("substitutes", "targets"):
+            names = getattr(self, key)
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{key} names {twice[0]} twice")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +136,7 @@ SECTIONS: dict[str, type] = {
     "ATTACK": AttackSettings,
     "INVERSION": InversionSettings,
     "CERTIFY": CertifySettings,
+    "TRANSFER": TransferSettings,
 }
 COMPONENTS: dict[str, Registry] = {
     "TRAINING": METHODS,

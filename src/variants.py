@@ -1,6 +1,6 @@
-"""Variants: one attack or defense several times in a run, under names and with options of their own. A sub-section such
-as [ATTACK.pgd_100] whose name is no attack's is one where its key `attack` says which attack it is; and likewise one of
-[DEFENSE] with the key `defense`."""
+"""Variants: one attack, defense or model several times in a run, under names and with options of their own. A
+sub-section such as [ATTACK.pgd_100] whose name is no attack's is one where its key `attack` says which attack it is;
+likewise one of [DEFENSE] with the key `defense`, and one of [MODEL] with the key `model`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from src.registry import ATTACKS, DEFENSES, Key, Listed, Registry, choose
+from src.registry import ATTACKS, DEFENSES, MODELS, Key, Listed, Registry, choose
 
 VARIANT_OF = {
     "ATTACK": Key("attack", str, "", "the attack that this is a variant of"),
     "DEFENSE": Key("defense", str, "", "the defense that this is a variant of"),
+    "MODEL": Key("model", str, "", "the model that this is a variant of"),
 }
 """The key that makes a sub-section a variant, by section."""
-REGISTRIES: dict[str, Registry] = {"ATTACK": ATTACKS, "DEFENSE": DEFENSES}
+REGISTRIES: dict[str, Registry] = {"ATTACK": ATTACKS, "DEFENSE": DEFENSES, "MODEL": MODELS}
 
 
 def names_type(section: str, variants: Mapping[str, str], default: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from scipy.special import log_softmax, softmax
 from torch import nn
 
 from src import config
+from src.commands.trainings import trainings
 from src.datasets.store import Clips
 from src.files import sha256_of
 from src.registry import METHODS
@@ -242,21 +242,23 @@ def test_mixup_and_distillation_exclude_each_other(tmp_path: Path) -> None:
     (tmp_path / "c.ini").write_text("[TRAINING]\nmethod = distillation\nmixup = 0.5\n")
     with pytest.raises(ValueError, match=r"method = distillation goes with mixup = 0, not 0\.5"):
         config.load(tmp_path / "c.ini")
-    with pytest.raises(ValueError, match="it becomes part of a file name"):
-        TrainingSettings(suffix="a/b")
-    assert TrainingSettings(suffix="x").identity() == TrainingSettings().identity()
 
 
-def test_names_tell_students_and_controls_apart() -> None:
-    names = [
-        model_name("vgg13", 0.0, method, teacher=teacher, suffix=suffix)
-        for (method, teacher), suffix in itertools.product(
-            (("standard", ""), ("distillation", "crnn"), ("distillation", "dense_mel")), ("", "no_mixup")
-        )
+def test_the_name_of_a_student_tells_its_teacher(tmp_path: Path) -> None:
+    assert model_name("vgg13", 0.0, "distillation", teacher="crnn") == "vgg13_distillation_crnn"
+    (tmp_path / "c.ini").write_text(
+        "[MODEL]\nnames = cnn, student\n[MODEL.student]\nmodel = cnn\n[MODEL.student.TRAINING]\nmethod = distillation\n"
+        "[MODEL.student.TRAINING.distillation]\nteacher = cnn\n"
+    )
+    listed = trainings(config.load(tmp_path / "c.ini"))
+    assert [(training.name, training.teacher) for training in listed] == [("cnn", ""), ("student", "cnn")]
+    everywhere = config.load(
+        tmp_path / "c.ini", ["TRAINING.method=distillation", "TRAINING.distillation.teacher=resnet"]
+    )
+    assert [training.name for training in trainings(everywhere)] == [
+        "cnn_distillation_resnet",
+        "student_distillation_cnn",
     ]
-    assert len(set(names)) == len(names)
-    assert names[0] == "vgg13"
-    assert names[2] == "vgg13_distillation_crnn"
 
 
 def test_a_student_is_trained_by_the_script(
@@ -265,13 +267,35 @@ def test_a_student_is_trained_by_the_script(
     common = ["--set", "TRAINING.method=distillation", "--set", "TRAINING.epochs=1"]
     assert call(workspace, monkeypatch, "train_model.py", *common) == 2
     assert capsys.readouterr().err.startswith("error: method = distillation needs a model to learn from")
-    common += ["--set", "TRAINING.distillation.teacher=resnet", "--set", "TRAINING.suffix=t"]
+    common += ["--set", "TRAINING.distillation.teacher=resnet"]
     before = set((workspace / "data/models").iterdir())
     try:
         assert call(workspace, monkeypatch, "train_model.py", *common) == 0
-        _, facts = checkpoint.load(workspace / "data/models/resnet_distillation_resnet_t.pt")
+        _, facts = checkpoint.load(workspace / "data/models/resnet_distillation_resnet.pt")
         assert facts["teacher"]["name"] == "resnet"
         assert facts["method"] == "distillation"
     finally:  # other tests use all models of the folder
         for path in set((workspace / "data/models").iterdir()) - before:
+            path.unlink()
+
+
+def test_a_teacher_may_be_trained_in_the_same_run(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A variant that learns from a model of the list before it; in the other order the teacher does not exist yet."""
+    common = [
+        "TRAINING.epochs=1", "MODEL.first.model=resnet", "MODEL.second.model=resnet",
+        "MODEL.second.TRAINING.method=distillation", "MODEL.second.TRAINING.distillation.teacher=first",
+    ]  # fmt: skip
+    args = [part for setting in common for part in ("--set", setting)]
+    assert call(workspace, monkeypatch, "train_model.py", *args, "--set", "MODEL.names=second,first") == 2
+    assert "first.pt: no such model" in capsys.readouterr().err
+    assert not (workspace / "data/models/second.pt").exists()
+    try:
+        assert call(workspace, monkeypatch, "train_model.py", *args, "--set", "MODEL.names=first,second") == 0
+        first = sha256_of(workspace / "data/models/first.pt")
+        _, facts = checkpoint.load(workspace / "data/models/second.pt")
+        assert facts["teacher"] == {"name": "first", "weights": first}
+    finally:  # other tests use all models of the folder
+        for path in [*(workspace / "data/models").glob("first.*"), *(workspace / "data/models").glob("second.*")]:
             path.unlink()

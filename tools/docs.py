@@ -25,7 +25,8 @@ INTRODUCTION = """# Every config key
 
 Generated from the code by `make docs`. A config file has the sections below; a component such as `pgd` has its own
 sub-section `[ATTACK.pgd]`, and `[ATTACK.pgd_100]` with `attack = pgd` is a variant of it under a name of its own, as is
-`[DEFENSE.coarse]` with `defense = quantize`.
+`[DEFENSE.coarse]` with `defense = quantize`, or `[MODEL.small]` with `model = resnet`. `[MODEL.small.TRAINING]`,
+`[MODEL.small.FRONTEND]` and `[MODEL.small.FRONTEND.log_mel]` hold keys for the training of that model only.
 Lists are separated by commas. `--set SECTION.key=value` (or `SECTION.name.key=value`) overrides a key on the command
 line. Unknown sections, keys and names are refused with the nearest match."""
 

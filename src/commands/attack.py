@@ -97,12 +97,13 @@ def identity(config: Config, clips: Clips, device: torch.device) -> dict[str, ob
 
 @dataclass(frozen=True)
 class AttackCommand:
-    """One run of attack.py: what it attacks, and where its results go.
+    """One run of attack.py, or of another script that attacks: what it attacks, and where its results go.
 
     Attributes:
         clips: those that are attacked.
         listened: ids of clips whose wavs and figures are kept.
         identity: what all rows depend on.
+        name: of its folder in results_dir.
     """
 
     config: Config
@@ -110,10 +111,11 @@ class AttackCommand:
     listened: frozenset[str]
     identity: Mapping[str, object]
     members: Team
+    name: str = "attack"
 
     @property
     def folder(self) -> Path:
-        return self.config.results.results_dir / "attack"
+        return self.config.results.results_dir / self.name
 
     def store(self, model: selection.Trained, name: str, eps: Budget | None) -> CraftedStore:
         """The store of what this attack made against this model. Its name holds a fingerprint of all that it depends
@@ -181,8 +183,8 @@ class AttackCommand:
         """Write the original, the adversarial clip and the perturbation as wavs, and the figure of all three. Returns
         the adversarial wav's path inside the results folder."""
         clips, (adversarial, _) = self.clips, store.read([row["id"]])
-        place = Path("wavs", row["model"], f"{row['attack']}_{row['eps']}".replace(" ", ""))
-        folder, name = self.folder / place, row["id"].removesuffix(".wav").replace("/", "_")
+        written = self.wav_path(row)
+        folder, name = (self.folder / written).parent, written.name.removesuffix(".adversarial.wav")
         x = clips.waveforms([clips.ids.index(row["id"])])[0].numpy()
         x_adv = adversarial.waveforms()[0].numpy()
         delta = x_adv - x
@@ -197,7 +199,12 @@ class AttackCommand:
         ]
         note = selection.SYNTHETIC if clips.synthetic else ""
         figures.spectrograms(folder / f"{name}.png", panels, clips.sample_rate, note=note)
-        return str(place / f"{name}.adversarial.wav")
+        return str(written)
+
+    def wav_path(self, row: Mapping[str, Any]) -> Path:
+        """Where the adversarial wav of a row is, inside the results folder."""
+        place = Path("wavs", row["model"], f"{row['attack']}_{row['eps']}".replace(" ", ""))
+        return place / f"{row['id'].removesuffix('.wav').replace('/', '_')}.adversarial.wav"
 
 
 def report(

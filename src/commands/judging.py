@@ -4,6 +4,7 @@ defenses. It reads the stores of crafted clips and needs forward passes only; cl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -29,19 +30,28 @@ def judges(config: Config, names: Sequence[str], clips: Clips) -> list[selection
     judging = []
     for name in dict.fromkeys(names):
         model, *defenses = name.split("+")
-        (trained,) = selection.models(config, [model], clips, selection.configured_defenses(config, defenses))
+        defended = selection.configured_defenses(config, defenses)
+        (trained,) = selection.models(config, [model], clips, defended, judging=True)
         judging.append(selection.Trained(name, trained.weights, trained.victim, trained.facts))
     return judging
 
 
-def judge_crafted(
+def judged_rows(
     command: AttackCommand,
     attacked: Sequence[AttackedModel],
     judging: Sequence[selection.Trained],
     device: torch.device,
-) -> None:
-    """Score what every attack made against every one of the models, on every judge: rows in judged.csv, one line per
-    model, attack, eps and judge in judged.summary.csv. A judge is asked about the clips of classes that it knows."""
+    path: Path,
+    *,
+    work: bool = True,
+) -> list[dict[str, str]]:
+    """The rows of every clip that every attack made against every one of the models, on every judge, which is asked
+    about the clips of classes that it knows. Clips and rows that are not there yet are made, unless `work` is False.
+
+    Args:
+        judging: a judge that is one of the attacked models itself has its columns of the stage and the audio as well.
+        path: of the file of rows.
+    """
     settings, clips = command.config.attack, command.clips
     known = {judge.name: set(selection.known_clips([judge], clips).ids) for judge in judging}
     scorers = {
@@ -65,7 +75,7 @@ def judge_crafted(
                 keys += [key for judge, judge_keys in run_keys.items() for key in judge_keys if key[4] in known[judge]]
                 # Shared by clip, not by judge, so that no two processes craft the same clip.
                 wanted = [i for i, lacks in enumerate(zip(*missing.values(), strict=True)) if any(lacks)]
-                share = command.members.share(wanted)
+                share = command.members.share(wanted) if work else ()
                 if not share:
                     continue
                 store = command.store(model, name, eps)
@@ -75,14 +85,27 @@ def judge_crafted(
                     if not index:
                         continue
                     chosen = clips.select(index)
-                    judged = scorers[judge.name].rows(*store.read(chosen.ids), targeted=settings.targeted, clean=chosen)
-                    for row in judged:
+                    crafted, facts = store.read(chosen.ids)
+                    clean = None if judge.victim is model.victim else chosen
+                    for row in scorers[judge.name].rows(crafted, facts, targeted=settings.targeted, clean=clean):
                         names = {"model": model.name, "checkpoint": run[1], "judge": judge.name, "wav": ""}
                         rows.write({**row, **names, "judge_checkpoint": judge.weights[:8]})
         return keys
 
-    opening = (command.folder / "judged.csv", (*ATTACK_FIELDS, "judge_checkpoint"), JUDGED_KEY, command.identity)
-    rows = collect(command.members, opening, compute)
+    opening = (path, (*ATTACK_FIELDS, "judge_checkpoint"), JUDGED_KEY, command.identity)
+    return collect(command.members, opening, compute)
+
+
+def judge_crafted(
+    command: AttackCommand,
+    attacked: Sequence[AttackedModel],
+    judging: Sequence[selection.Trained],
+    device: torch.device,
+) -> None:
+    """Score what every attack made against every one of the models, on every judge: rows in judged.csv, one line per
+    model, attack, eps and judge in judged.summary.csv. A judge is asked about the clips of classes that it knows."""
+    clips = command.clips
+    rows = judged_rows(command, attacked, judging, device, command.folder / "judged.csv")
     if command.members.leads:
         table = summary.judged(rows)
         title = f"Clips crafted against a model, judged on others, {len(clips)} clips"

@@ -46,12 +46,14 @@ def models(
     clips: Clips,
     defenses: Sequence[Mapping[str, Any]] | None = None,
     check: Callable[[Victim], object] | None = None,
+    judging: bool = False,
 ) -> list[Trained]:
     """The named models, or all in model_dir, each checked against the clips and behind its defenses.
 
     Args:
         defenses: as checkpoint.defend takes them; None for those of [DEFENSE].
         check: what a model must pass instead of knowing the classes of the clips; raises ValueError.
+        judging: whether they only judge clips: a model of another sample rate or length hears them converted.
 
     Raises:
         OSError: no such model, or none at all.
@@ -65,7 +67,8 @@ def models(
     trained = []
     for path in paths:
         victim, facts = checkpoint.load(path)
-        checkpoint.check_fits(victim, path, sample_rate=clips.sample_rate, n_samples=clips.n_samples)
+        if not judging:
+            checkpoint.check_fits(victim, path, sample_rate=clips.sample_rate, n_samples=clips.n_samples)
         trained.append(Trained(path.stem, sha256_of(path), victim, facts))
         warn_of_another_network(path, facts)
     trained = usable(trained, check or (lambda victim: clips.known(victim.classes)), names)
@@ -149,12 +152,18 @@ def describe(defenses: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(texts)
 
 
-def usable(models: Sequence[Trained], check: Callable[[Victim], object], names: Sequence[str] | None) -> list[Trained]:
+def usable(
+    models: Sequence[Trained],
+    check: Callable[[Victim], object],
+    names: Sequence[str] | None,
+    left_out: str = "left out",
+) -> list[Trained]:
     """The models that pass a check. Where none was asked for by name, the others are named and left out.
 
     Args:
         check: raises ValueError where a model cannot be used.
         names: the models that were asked for, or None for all there are.
+        left_out: what is said of the others.
 
     Raises:
         ValueError: a model that was asked for cannot be used, or none can.
@@ -166,7 +175,7 @@ def usable(models: Sequence[Trained], check: Callable[[Victim], object], names: 
         except ValueError as error:
             if names or (not passed and position == len(models) - 1):
                 raise ValueError(f"{model.name}: {error}") from None
-            print(f"left out: {model.name}: {error}")
+            print(f"{left_out}: {model.name}: {error}")
             continue
         passed.append(model)
     return passed

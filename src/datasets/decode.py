@@ -62,14 +62,23 @@ def _check_complete(audio: Path | bytes) -> None:
         raise DamagedError(f"truncated: {size} of {expected} bytes")
 
 
+def loudest_start(x: np.ndarray, n: int) -> int:
+    """Where the n consecutive samples with the most energy begin; the earliest such part on a tie.
+
+    >>> loudest_start(np.array([0.0, 0, 1, 2, 0]), 2)
+    2
+    """
+    energy = np.concatenate([[0.0], np.cumsum(np.square(x, dtype=np.float64))])
+    return int(np.argmax(energy[n:] - energy[:-n]))
+
+
 def loudest(x: np.ndarray, n: int) -> np.ndarray:
-    """The n consecutive samples with the most energy; the earliest such part on a tie.
+    """The n consecutive samples with the most energy.
 
     >>> loudest(np.array([0.0, 0, 1, 2, 0]), 2)
     array([1., 2.])
     """
-    energy = np.concatenate([[0.0], np.cumsum(np.square(x, dtype=np.float64))])
-    start = int(np.argmax(energy[n:] - energy[:-n]))
+    start = loudest_start(x, n)
     return x[start : start + n]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src.datasets.resample import resample
 from src.datasets.store import Clips
 from src.evaluation.predict import ballots, majority
 from src.random_streams import RandomStreams
@@ -70,6 +71,15 @@ class Judge:
             parts.append(ballots(chain, batch.waveforms().to(self.device), rng).cpu())
         return torch.cat(parts, 1)
 
+    def heard(self, clips: Clips, original: Clips | None = None) -> Clips:
+        """The clips at the model's own sample rate and length; one that uses a mask takes clips of any length.
+
+        Args:
+            original: the clips that these were made from, which say what part of them is heard.
+        """
+        n_samples = None if self.victim.uses_mask else self.victim.n_samples
+        return resample(clips, self.victim.sample_rate, n_samples, original)
+
     def _as_crafted(self, clips: Clips, crafted: Clips, truth: Tensor) -> Tensor:
         """Labels of clips in the classes of `crafted`, [draws, clips], in which a label equals that of the crafted clip
         if and only if the model is right. Two recognizers may have another speaker each: whom one of them enrolled is
@@ -91,7 +101,8 @@ class Judge:
         targeted: bool,
         clean: Clips | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """One row per crafted clip, without the columns model, checkpoint, judge and wav.
+        """One row per crafted clip, without the columns model, checkpoint, judge and wav. A model of another sample
+        rate or length than that of the clips hears them converted (see `heard`).
 
         Args:
             crafted: as read from a store of crafted clips; labels count in its classes, those of the attacked model.
@@ -108,8 +119,8 @@ class Judge:
             predictions, drawn = [fact["prediction"] for fact in facts], self.ballots(crafted, crafted.classes)
         else:
             truth = clean.relabeled(self.victim.classes).labels
-            predictions = majority(self._as_crafted(clean, crafted, truth)).tolist()
-            drawn = self._as_crafted(crafted, crafted, truth)
+            predictions = majority(self._as_crafted(self.heard(clean), crafted, truth)).tolist()
+            drawn = self._as_crafted(self.heard(crafted, clean), crafted, truth)
         draws = zip(facts, predictions, majority(drawn).tolist(), drawn.T.tolist(), strict=True)
         for fact, prediction, on_wav, labels in draws:
             row = {**fact, "prediction": prediction, "correct": prediction == fact["label"], "prediction_wav": on_wav}

@@ -184,6 +184,14 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], title: str, notes
     write_text(path.with_suffix(".md"), f"# {title}\n\n{markdown(rows)}{extra}")
 
 
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a table in CSV; none where there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def write_manifest(path: Path, facts: Mapping[str, Any]) -> None:
     """manifest.json: the facts of a run plus command, commit, versions and machine."""
     root = Path(__file__).resolve().parents[2]

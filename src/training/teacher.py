@@ -13,7 +13,7 @@ from src.registry import METHODS, keys_of
 from src.victims import checkpoint
 from src.victims.victim import Victim
 
-KEY = "teacher"
+TEACHER = "teacher"
 """The key of a training method that learns from a teacher: the name of its model file."""
 
 
@@ -38,7 +38,7 @@ class Teacher:
 
 def has_teacher(method: str) -> bool:
     """Whether a training method learns from a teacher."""
-    return any(key.name == KEY for key in keys_of(METHODS[method]))
+    return any(key.name == TEACHER for key in keys_of(METHODS[method]))
 
 
 def load_teacher(method: str, options: Mapping[str, Any], model_dir: Path, train: Clips) -> Teacher | None:
@@ -53,9 +53,9 @@ def load_teacher(method: str, options: Mapping[str, Any], model_dir: Path, train
     """
     if not has_teacher(method):
         return None
-    name = options.get(KEY, "")
+    name = options.get(TEACHER, "")
     if not name:
-        raise ValueError(f"method = {method} needs a model to learn from: set TRAINING.{method}.{KEY} to its name")
+        raise ValueError(f"method = {method} needs a model to learn from: set TRAINING.{method}.{TEACHER} to its name")
     path = model_dir / f"{name}.pt"
     victim, _ = checkpoint.load(path)
     checkpoint.check_fits(victim, path, sample_rate=train.sample_rate, n_samples=train.n_samples)
