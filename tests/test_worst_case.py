@@ -61,6 +61,14 @@ def test_a_single_draw_is_that_of_the_attack_that_breaks_most_draws() -> None:
     assert (line["on wav"], line["on wav, one draw"]) == (1.0, pytest.approx(0.6))
 
 
+def test_a_target_that_any_attack_reaches_is_reached() -> None:
+    """The first attack leads the clip astray, the second to its target."""
+    astray = row("pgd", 0, True, target=2, prediction_wav=0, success_stage=False, success_wav=False)
+    aimed = row("square", 0, True, target=2, prediction_wav=2)
+    (line,) = summary.table(worst_case.rows_of(worst_case.combined([astray, aimed], ORDER, ())))
+    assert (line["on wav"], line["success"]) == (0.0, 1.0)
+
+
 def test_a_clip_that_survives_is_described_by_the_first_attack() -> None:
     table = [
         row(attack, 0, False, snr=snr) for attack, snr in (("pgd", 30.0), ("square", 25.0), ("random_signs", 20.0))

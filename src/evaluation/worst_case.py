@@ -81,14 +81,15 @@ def combined(rows: Sequence[Row], order: Sequence[str], controls: Collection[str
 
 def rows_of(found: Sequence[Case]) -> list[dict[str, str]]:
     """One row per case and clip, for the tables and curves of evaluation.summary: that of the first attack that breaks
-    the clip, or of the first with the budget. It is judged on the wav in every column, in a single draw by the attack
+    the clip, of those that reach their target where one does, or of the first with the budget. It is judged on the wav in every column, in a single draw by the attack
     that breaks it in most draws, and its calls are those of all attacks together."""
     made = []
     for case in found:
         for example, attempts in case.attempts.items():
             winners = case.winners(example)
             with_budget = [attack for attack, row in attempts.items() if row["eps"] == case.eps]
-            row = attempts[winners[0] if winners else with_budget[0]]
+            aimed = [attack for attack in winners if is_true(attempts[attack], "success_wav")]
+            row = attempts[(aimed or winners or with_budget)[0]]
             on_wav = {"prediction_stage": row["prediction_wav"], "success_stage": row["success_wav"]}
             share = max(float(other["share_wav"]) for other in attempts.values() if case.within(example, other))
             totals = {"share_wav": f"{share:.6g}", **{column: _sum(attempts, column) for column in SUMMED}}
