@@ -4,7 +4,6 @@ in which batch norm follows the ReLU or the gate, and pooling."""
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from src.models.chunks import Chunked
 from src.models.width import scaled
@@ -20,7 +19,9 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, 2 channels, freq, time] -> [n, channels, freq, time]."""
-        return F.glu(x, 1)
+        # On a CPU the backward pass of F.glu takes 2.5 times as long in channels_last.
+        linear, gate = x.chunk(2, 1)
+        return linear * gate.sigmoid()
 
 
 def blocks(width: float, gated: bool = False) -> nn.Sequential:

@@ -22,6 +22,8 @@ from src.victims.stage import Stage
 
 CACHE_BYTES = 2**30
 """Representations of a split are cached in memory up to this size."""
+STATISTICS_BYTES = 2**30
+"""Input that a stage is fitted to at a time, at most."""
 CHUNK = 64
 """Clips per pass when representations are cached; fixed, so that they are bit-identical in every run."""
 
@@ -191,7 +193,7 @@ def fit_stages(
     uses_mask: bool = False,
 ) -> None:
     """Fit the stages that need statistics of their input to training features, of all clips or of clips drawn by the
-    seed: at most `most`, and no more than fit the memory.
+    seed: at most `most`, and no more than have STATISTICS_BYTES of input.
 
     Args:
         uses_mask: padding must not count.
@@ -204,7 +206,7 @@ def fit_stages(
             head = Chain(stages[:position])
             with torch.no_grad():
                 clip_bytes = head(clips.waveforms(slice(0, 1)).to(device)).nbytes
-                index = drawn[: max(1, CACHE_BYTES // max(1, clip_bytes))].sort().values
+                index = drawn[: max(1, STATISTICS_BYTES // max(1, clip_bytes))].sort().values
                 parts = [_heard(head, clips, part, device, uses_mask) for part in index.split(CHUNK)]  # type: ignore[no-untyped-call]
                 stage.fit(torch.cat(parts, -1 if uses_mask else 0))
 
