@@ -18,6 +18,7 @@ from src.output import figures, results
 from src.random_streams import derive_seed
 from src.registry import MODELS
 from src.training import fit
+from src.training.teacher import load_teacher
 from src.victims import checkpoint
 
 
@@ -36,9 +37,12 @@ def main(config: Config, args: argparse.Namespace) -> None:
     train, valid = train.relabeled(classes), valid.relabeled(classes)
     device = choose_device(config.training.use_cuda)
     listed, defenses = trainings(config), selection.configured_defenses(config)
-    victims, noises = [], dict[str, torch.Tensor | None]()
+    victims, noises, comes = [], dict[str, torch.Tensor | None](), set[str]()
     for training in listed:  # all are built first, so that a mistake is reported before any work
         own, settings = training.config, training.config.training
+        if training.teacher not in comes:
+            load_teacher(settings.method, training.options, config.results.model_dir, train)
+        comes.add(training.name)
         if settings.noise and settings.noise_dir and settings.noise_dir not in noises:
             folder = Path(settings.noise_dir).expanduser()
             noises[settings.noise_dir] = load_noise(folder, train.sample_rate, train.n_samples)
@@ -61,6 +65,8 @@ def main(config: Config, args: argparse.Namespace) -> None:
     rows = []
     for training, victim in zip(listed, victims, strict=True):
         name, settings = training.name, training.config.training
+        # Only now, for it may have been trained in this run.
+        teacher = load_teacher(settings.method, training.options, config.results.model_dir, train)
         facts = fit(
             victim,
             train,
@@ -69,8 +75,9 @@ def main(config: Config, args: argparse.Namespace) -> None:
             model_dir=config.results.model_dir,
             training=settings,
             gradient_penalty=training.gradient_penalty,
-            options=training.config.component("TRAINING", settings.method),
+            options=training.options,
             noise=noises.get(settings.noise_dir) if settings.noise else None,
+            teacher=teacher,
             device=device,
         )
         note = " (synthetic speech)" if train.synthetic else ""

@@ -51,14 +51,16 @@ def main(config: Config, args: argparse.Namespace) -> None:
 
 
 def make_missing(config: Config, args: argparse.Namespace) -> None:
-    """Prepare the data where there are none, and train the models that [TRANSFER] and [MODEL] name and that are not in
-    model_dir."""
+    """Prepare the data where there are none, and train the models that [TRANSFER] and [MODEL] name, and their teachers,
+    where they are not in model_dir."""
     if not (config.data.data_dir / "dataset.json").is_file():
         prepare(config, args)
+    listed = trainings(config)
     wanted = {*config.transfer.substitutes, *config.transfer.targets}
+    wanted |= {training.teacher for training in listed if training.name in wanted}
     missing = [
         training.listed
-        for training in trainings(config)
+        for training in listed
         if training.name in wanted and not (config.results.model_dir / f"{training.name}.pt").is_file()
     ]
     if missing:

@@ -38,8 +38,17 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, 64 hex digits."""
+    return digest_of(path, "sha256")
+
+
+def digest_of(path: Path, algorithm: str) -> str:
+    """The checksum of a file, in hex digits.
+
+    Args:
+        algorithm: its name in hashlib.
+    """
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def fingerprint(*parts: object) -> str:

@@ -56,6 +56,10 @@ def test_what_was_appended_is_read_in_any_order(tmp_path: Path) -> None:
     assert (made.classes, made.sample_rate, made.synthetic, made.source) == (("yes", "no"), 8000, True, "made up")
     assert facts[0]["snr"] == math.inf
     assert read_facts(tmp_path / "s")["attack"] == "pgd"
+    assert made.speech
+    sounds = CraftedStore(tmp_path / "sounds", replace(clips, speech=False), {"attack": "pgd"})
+    fill(sounds, clips, [2])
+    assert not read_clips(tmp_path / "sounds")[0].speech
     everything, _ = read_clips(tmp_path / "s")
     assert everything.ids == (clips.ids[0], clips.ids[3], clips.ids[5])
 

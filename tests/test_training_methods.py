@@ -26,7 +26,8 @@ def learner(classes: int = 3, seed: int = 0) -> Learner:
     net = nn.Sequential(nn.Linear(20, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, classes))
     generator = torch.Generator()
     generator.manual_seed(1)
-    return Learner(net, net, net, (-1.0, 1.0), generator, 0.0)
+    taught = torch.randn(12, classes, generator=torch.Generator().manual_seed(3))
+    return Learner(net, net, net, (-1.0, 1.0), generator, 0.0, taught=taught)
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:

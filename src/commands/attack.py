@@ -85,6 +85,7 @@ def identity(config: Config, clips: Clips, device: torch.device) -> dict[str, ob
         "defenses": selection.configured_defenses(config),
         "components": {name: keys for name, keys in config.components.items() if name.startswith(kinds)},
         "clips": clips.fingerprint(),
+        **({} if clips.speech else {"speech": False}),
         "device": device.type,
         **(
             {"fit": fitting.clips(config).fingerprint()}
@@ -259,6 +260,8 @@ def report(
     }
     results.write_manifest(folder / "manifest.json", facts)
     columns = [*SHOWN, *(column for column in SHOWN_IF_ANY if any(line[column] for line in table))]
+    if not clips.speech or not settings.speech:
+        columns.remove("pesq")
     if any(line["on wav"] != line["on wav, one draw"] for line in table):  # a randomized model
         columns.insert(columns.index("on wav") + 1, "on wav, one draw")
     shown = [

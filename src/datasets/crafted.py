@@ -58,6 +58,7 @@ class CraftedStore:
                     **shared,
                     "source": clips.source,
                     "synthetic": clips.synthetic,
+                    "speech": clips.speech,
                 },
             )
         entries = list(read_entries(folder, clips.n_samples))
@@ -177,5 +178,6 @@ def read_clips(folder: Path, ids: Sequence[str] | None = None) -> tuple[Clips, l
             tag: tuple(entry.facts["tags"][tag] for entry in chosen)
             for tag in (chosen[0].facts["tags"] if chosen else ())
         },
+        facts.get("speech", True),
     )
     return clips, [entry.facts for entry in chosen]

@@ -1,4 +1,4 @@
-"""Downloads of published archives: resumable, checked against the published SHA-256, extracted with the data filter."""
+"""Downloads of published archives: resumable, checked against the published checksum, safely extracted."""
 
 from __future__ import annotations
 
@@ -9,22 +9,28 @@ import urllib.error
 import urllib.request
 import zlib
 from pathlib import Path
+from typing import Literal
 
 from tqdm import tqdm
 
-from src.files import sha256_of
+from src.files import digest_of
 
 BLOCK = 1 << 18
+ALGORITHMS = {"sha256": "SHA-256", "md5": "MD5"}
 
 
-def fetch(url: str, path: Path, sha256: str) -> None:
+def fetch(url: str, path: Path, checksum: str, algorithm: Literal["sha256", "md5"] = "sha256") -> None:
     """Download `url` to `path`, resuming an interrupted download from `path`.part (HTTP Range).
+
+    Args:
+        checksum: of the published file, hex digits.
+        algorithm: of the checksum; md5 where the publisher gives nothing better.
 
     Raises:
         OSError: the server cannot be reached or closes the connection; the part received so far is kept.
         ValueError: the content is not the published one; the download is deleted.
     """
-    if path.is_file() and sha256_of(path) == sha256:
+    if path.is_file() and digest_of(path, algorithm) == checksum:
         return
     part = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,10 +54,12 @@ def fetch(url: str, path: Path, sha256: str) -> None:
             raise OSError(f"{url}: {error}; run the command again to resume") from None
     except OSError as error:
         raise OSError(f"{url}: {getattr(error, 'reason', error)}; run the command again to resume") from None
-    checksum = sha256_of(part)
-    if checksum != sha256:
+    received = digest_of(part, algorithm)
+    if received != checksum:
         part.unlink()
-        raise ValueError(f"{url}: SHA-256 is {checksum}, published {sha256}; the download was deleted")
+        raise ValueError(
+            f"{url}: {ALGORITHMS[algorithm]} is {received}, published {checksum}; the download was deleted"
+        )
     os.replace(part, path)
 
 

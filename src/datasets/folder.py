@@ -33,6 +33,7 @@ def folder(
     validation: Fraction = 0.1,
     test: Fraction = 0.2,
     speaker_pattern: str = "auto",
+    speech: bool = True,
 ) -> Corpus:
     """One folder per class, files of any format that soundfile reads, at any depth below it.
 
@@ -46,6 +47,7 @@ def folder(
         speaker_pattern: regular expression that must match the whole file name without its extension and whose first
             group is the speaker; auto knows Speech Commands, ESC and LibriSpeech; none takes every file for a new
             speaker.
+        speech: whether the recordings are speech, so that PESQ and STOI can be measured.
     """
     check_shares(validation, test)
     patterns = _patterns(speaker_pattern)
@@ -68,7 +70,7 @@ def folder(
     recordings = [
         Recording(name, labels[name], splits[name], speakers[name]) for name in by_class(list(labels), labels, classes)
     ]
-    return Corpus(tree.stamp, classes, tuple(recordings), tree.audio, may_be_empty=may_be_empty(test))
+    return Corpus(tree.stamp, classes, tuple(recordings), tree.audio, speech=speech, may_be_empty=may_be_empty(test))
 
 
 def _patterns(text: str) -> tuple[str, ...]:

@@ -90,6 +90,7 @@ def prepare(data: DataSettings, options: Mapping[str, Any], workers: int = 2) ->
         "plan": fingerprint(*corpus.recordings, *((r.id, sorted(r.tags.items())) for r in corpus.recordings if r.tags)),
         # Left out where it is the usual one, so that stores prepared before corpora declared it are recognized.
         **({} if corpus.splits == SPLITS else {"splits": list(corpus.splits)}),
+        **({} if corpus.speech else {"speech": False}),
     }
     assert all(recording.split in corpus.splits for recording in corpus.recordings), "a split that was not declared"
     key = fingerprint(str(settings))
@@ -109,6 +110,7 @@ def prepare(data: DataSettings, options: Mapping[str, Any], workers: int = 2) ->
             "seconds": data.seconds,
             "source": data.source,
             "synthetic": corpus.synthetic,
+            "speech": corpus.speech,
             "counts": counts,
             "skipped": skipped,
             "seed": data.seed,

@@ -32,7 +32,8 @@ class Recording:
         id: unique name, usually the path inside the corpus.
         label: class name.
         split: one of the splits that the corpus declares.
-        speaker: who speaks, or "" where unknown.
+        speaker: who speaks or, for sound events, the recording that the clip was cut from; "" where unknown. The clips
+            of one must not be in two splits unless the task is to recognize speakers.
         part: (first frame, frames) of the file `file`; None for all of it.
         file: path inside the corpus where it is not the id.
         tags: further text about the clip, by name (a fold, a session).
@@ -61,6 +62,7 @@ class Corpus:
         recordings: what to prepare, in the order of the store.
         audio: recordings -> (position, audio) of each, in any order; iterated over once.
         synthetic: whether the speech is synthetic.
+        speech: whether it is speech at all: PESQ and STOI are defined for nothing else.
         splits: names of the splits, or roles, that the recordings have.
         may_be_empty: the splits that need not have any recording.
     """
@@ -70,6 +72,7 @@ class Corpus:
     recordings: tuple[Recording, ...]
     audio: Callable[[Sequence[Recording]], Iterator[tuple[int, Audio]]]
     synthetic: bool = False
+    speech: bool = True
     splits: tuple[str, ...] = SPLITS
     may_be_empty: tuple[str, ...] = ()
 

@@ -48,7 +48,8 @@ class Clips:
         synthetic: whether the recordings are synthetic speech.
         source: the data source's name.
         tags: further text per clip, by name and then in the order of the clips; "" where a clip has none. The tag
-            "speaker" says who speaks.
+            "speaker" says who speaks or, for sound events, which recording a clip was cut from.
+        speech: whether the recordings are speech.
     """
 
     samples: np.ndarray
@@ -60,6 +61,7 @@ class Clips:
     synthetic: bool = False
     source: str = ""
     tags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    speech: bool = True
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -201,4 +203,5 @@ def load(data_dir: Path, split: str) -> Clips:
         facts["synthetic"],
         facts["source"],
         {name: tuple(values) for name, values in tags.items()},
+        facts.get("speech", True),
     )

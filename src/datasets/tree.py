@@ -186,8 +186,11 @@ def open_trees(paths: Sequence[Path]) -> Folder | Folders | Archive:
     return Folders(paths)
 
 
-def open_tree(path: Path) -> Folder | Archive:
+def open_tree(path: Path, get_it: str = "") -> Folder | Archive:
     """The files of a folder or of a tar archive.
+
+    Args:
+        get_it: where a corpus that is not there is to be had.
 
     Raises:
         FileNotFoundError: no such folder or archive.
@@ -198,4 +201,5 @@ def open_tree(path: Path) -> Folder | Archive:
         return Folder(path)
     if path.is_file():
         return Archive(path)
-    raise FileNotFoundError(f"{path}: no such folder or archive (source_dir of the data source)")
+    advice = f"; {get_it}" if get_it else ""
+    raise FileNotFoundError(f"{path}: no such folder or archive (source_dir of the data source){advice}")

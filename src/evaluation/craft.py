@@ -272,7 +272,7 @@ class Crafter:
             "prediction_audio": predicted_labels(with_lengths(self.victim, valid), audio, self.streams(ids, "judge")),
             "prediction_inversion": inverted,
             "distance": norm_of(delta, threat.norm), "l2": norm_of(delta, "l2"), "linf": norm_of(delta, "linf"),
-            **perception.measure(x, wav, clips.sample_rate, self.settings.speech),
+            **perception.measure(x, wav, clips.sample_rate, self.settings.speech and clips.speech),
             "forwards": forwards, "backwards": backwards,
         }  # fmt: skip
         lists = {column: values.tolist() for column, values in columns.items()}

@@ -46,7 +46,7 @@ class AttackSettings:
         batch_size: clips per batch; the results do not depend on it.
         seed: of targets, random starts and noise.
         wavs: clips per model, attack and eps for which wavs and a figure are saved.
-        speech: measure PESQ and STOI, which are defined for speech only.
+        speech: measure PESQ and STOI where the data source is one of speech; they are defined for nothing else.
         fit_split: split of the clips that fitted attacks such as universal learn from, and that attacks from predicted
             labels begin at where they aim at a target.
         fit_clips: largest number of these clips, drawn with the seed of the data.

@@ -5,7 +5,7 @@ exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -39,7 +39,7 @@ class Source:
 
     Args:
         clips: of one split.
-        head: from waveform to the representation.
+        head: from waveform to the representation, or a whole model, whose logits are the representation.
         device: of the computation.
         augmented: the waveform is augmented, so that nothing can be cached.
         title: of the progress bar; None for none.
@@ -76,14 +76,31 @@ class Source:
     def __call__(self, index: Tensor, augmentation: Augmentation | None = None) -> tuple[Tensor, Tensor]:
         """The representation [batch, ...] of the clips at `index`, whose waveforms are augmented first, and the valid
         samples [batch, time]."""
-        valid = self.clips.valid(index).to(self.device)
+        (x,), valid = representations([self], index, augmentation)
+        return x, valid
+
+    def of(self, index: Tensor, waveform: Tensor | None, valid: Tensor) -> Tensor:
+        """The representation of the clips at `index`, whose waveforms are these; None where all are cached."""
         if self.cached is not None:
-            return self.cached[index.to(self.cached.device)], valid
-        x = self.clips.waveforms(index).to(self.device)
-        if augmentation is not None:
-            state = augmentation.generator.get_state()
-            x, valid = augmentation.waveform(x), augmentation.moved(valid, state)
-        return self._represent(x, valid), valid
+            return self.cached[index.to(self.cached.device)]
+        assert waveform is not None
+        return self._represent(waveform, valid)
+
+
+def representations(
+    sources: Sequence[Source], index: Tensor, augmentation: Augmentation | None
+) -> tuple[list[Tensor], Tensor]:
+    """Several representations of the same clips, those at `index`, whose waveforms are augmented once; and the valid
+    samples [batch, time]."""
+    first = sources[0]
+    valid = first.clips.valid(index).to(first.device)
+    if all(source.cached is not None for source in sources):
+        return [source.of(index, None, valid) for source in sources], valid
+    x = first.clips.waveforms(index).to(first.device)
+    if augmentation is not None:
+        state = augmentation.generator.get_state()
+        x, valid = augmentation.waveform(x), augmentation.moved(valid, state)
+    return [source.of(index, x, valid) for source in sources], valid
 
 
 class Augmentation:
@@ -149,16 +166,20 @@ def augments_waveform(training: TrainingSettings) -> bool:
 
 
 def batches(
-    source: Source, training: TrainingSettings, epoch: int, augmentation: Augmentation
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    source: Source, training: TrainingSettings, epoch: int, augmentation: Augmentation, teacher: Source | None = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
     """One epoch in an order drawn by the seed: (representation [batch, ...], label probabilities [batch, classes],
-    valid samples [batch, time])."""
+    valid samples [batch, time], logits [batch, classes] of a teacher or None).
+
+    Args:
+        teacher: of the same clips; its representation is the logits of a whole model.
+    """
     order = torch.Generator()
     order.manual_seed(derive_seed(training.seed, epoch, "order"))
     for index in torch.randperm(len(source.clips), generator=order).split(training.batch_size):  # type: ignore[no-untyped-call]
         labels = F.one_hot(source.clips.labels[index], len(source.clips.classes)).float().to(source.device)
-        x, valid = source(index, augmentation)
-        yield x, labels, valid
+        (x, *taught), valid = representations([source, teacher] if teacher else [source], index, augmentation)
+        yield x, labels, valid, taught[0] if taught else None
 
 
 def fit_stages(stages: list[Stage], clips: Clips, device: torch.device, seed: int, most: int = 4096) -> None:

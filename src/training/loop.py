@@ -23,6 +23,7 @@ from src.training.batches import fit_stages
 from src.training.memory import differences, facts_of, resume
 from src.training.run import Estimated, TrainingRun, check_estimated
 from src.training.settings import TrainingSettings
+from src.training.teacher import Teacher, has_teacher
 from src.victims import checkpoint
 from src.victims.victim import Victim
 
@@ -38,6 +39,7 @@ def fit(
     gradient_penalty: float = 0.0,
     options: Mapping[str, Any] | None = None,
     noise: Tensor | None = None,
+    teacher: Teacher | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -49,19 +51,24 @@ def fit(
         gradient_penalty: weight of the L1 norm of the input gradient; 0 for none.
         options: keys of the training method.
         noise: background recordings [k, samples] for the noise augmentation, or None for white noise only.
+        teacher: the model that the training method learns from, or None.
         progress: show a progress bar over the epochs on stderr.
 
     Returns:
         The facts stored with the model: settings, history, best epoch, accuracy, classes, seconds.
 
     Raises:
-        ValueError: the loss is no longer finite, or stage is no representation of this model.
+        ValueError: the loss is no longer finite, stage is no representation of this model, or the method has a teacher
+            and there is none (or the other way round).
         OSError: a file cannot be written; the previous files are unchanged.
     """
     device = torch.device(device)
     stage = victim.representations[-1] if training.stage == "auto" else training.stage
     victim.split(stage)  # raises for an unknown representation, before any work
     check_estimated(victim.classifier, training, gradient_penalty)
+    if has_teacher(training.method) is not (teacher is not None):
+        raise ValueError(f"method = {training.method} {'learns from no' if teacher else 'needs a'} teacher")
+    identity = {"teacher": teacher.identity()} if teacher else {}
     settings = {
         "training": training.identity(),
         "gradient_penalty": gradient_penalty,
@@ -69,6 +76,7 @@ def fit(
         "recipe": checkpoint.recipe_of(victim),
         "data": {"train": train.fingerprint(), "validation": valid.fingerprint()},
         "noise": "none" if noise is None else fingerprint(noise.cpu().numpy()),
+        **identity,
     }
     path, last = model_dir / f"{name}.pt", model_dir / f"{name}.last.state"
     if path.is_file():
@@ -83,7 +91,10 @@ def fit(
     state = resume(last, settings)
     method = "gradient_penalty" if gradient_penalty else training.method
     method_options = {"weight": gradient_penalty} if gradient_penalty else dict(options or {})
-    run = TrainingRun(victim, train, valid, stage, method, method_options, training, noise, device, name, progress)
+    run = TrainingRun(
+        victim, train, valid, stage, method, method_options, training, noise, device, name, progress,
+        teacher.victim if teacher else None,
+    )  # fmt: skip
     if state:
         run.restore(state)
     start = time.perf_counter() - (state["seconds"] if state else 0.0)
@@ -111,6 +122,7 @@ def fit(
         "gradient_penalty": gradient_penalty,
         "method": method,
         "stage": stage,
+        **identity,
         "sigma": run.options.get("sigma", 0.0),
         "classes": list(train.classes),
         "source": train.source,

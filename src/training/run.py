@@ -76,6 +76,7 @@ class TrainingRun:
         method: name of the training method.
         options: keys of the method that are not at their default.
         name: of the model, for the progress bar and messages.
+        teacher: a frozen model whose logits the method learns, or None.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class TrainingRun:
         device: torch.device,
         name: str,
         progress: bool,
+        teacher: Victim | None = None,
     ):
         self.victim, self.training, self.device, self.name, self.progress = victim, training, device, name, progress
         self.noise, self.sample_rate = noise, train.sample_rate
@@ -113,6 +115,12 @@ class TrainingRun:
         self.between = Chain(stages).to(device)
         self.source = Source(train, head, device, augments_waveform(training), title, victim.uses_mask)
         self.valid = Source(valid, head, device, False, title, victim.uses_mask)
+        self.teacher: Source | None = None
+        if teacher is not None:
+            title = f"{name}: teacher" if progress else None
+            # The classes, sample rate and clip length are the same, the front end may be another one.
+            augmented = augments_waveform(training)
+            self.teacher = Source(train, teacher.to(device), device, augmented, title, teacher.uses_mask)
         self.optimizer = make_optimizer(victim, training)
         self.average = copy.deepcopy(victim).requires_grad_(False) if training.ema else None
         self.step = 0
@@ -144,13 +152,13 @@ class TrainingRun:
         n_batches = math.ceil(len(self.source.clips) / t.batch_size)
         total, seen, rate = 0.0, 0, 0.0
         self.victim.train()
-        for number, (x, y, valid) in enumerate(batches(self.source, t, epoch, augmentation)):
+        for number, (x, y, valid, taught) in enumerate(batches(self.source, t, epoch, augmentation, self.teacher)):
             # The rate at the middle of the step, so that a warm-up starts above 0.
             rate = t.rate(epoch if t.schedule == "step" and not t.warmup_epochs else epoch + (number + 0.5) / n_batches)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             x, y, valid = augmentation.mix(augmentation.features(x) if self.features else x, y, valid)
-            learner = self.learner(augmentation, valid)
+            learner = self.learner(augmentation, valid, taught)
             loss = METHODS[self.method](learner, x, y, **self.options)
             value = loss.item()
             if not math.isfinite(value):
@@ -195,7 +203,7 @@ class TrainingRun:
         self.average = None
         parts = []
         with torch.no_grad():
-            for x, y, valid in batches(self.source, t, 0, augmentation):
+            for x, y, valid, _ in batches(self.source, t, 0, augmentation):
                 x = self.features_of(x, valid)
                 mask = torch.ones(len(x), x.shape[-1], dtype=torch.bool, device=x.device)
                 mask = mask if not self.victim.uses_mask else self.victim.frame_mask(valid)
@@ -218,9 +226,13 @@ class TrainingRun:
         state = {key: value.detach().clone() for key, value in self.victim.state_dict().items()}
         self.best = {"epoch": 1, "accuracy": accuracy, "loss": loss_valid, "state": state}
 
-    def learner(self, augmentation: Augmentation, valid: Tensor) -> Learner:
+    def learner(self, augmentation: Augmentation, valid: Tensor, taught: Tensor | None = None) -> Learner:
         """The part of the victim that the method trains on a batch with these valid samples: everything after its
-        stage."""
+        stage.
+
+        Args:
+            taught: logits of the teacher for the batch.
+        """
         mask = self.mask_of(valid)
 
         def augmented(x: Tensor, first: int = 0) -> Tensor:
@@ -232,7 +244,9 @@ class TrainingRun:
             return self.classify(self.features_of(x, valid), mask)
 
         smoothing = self.training.label_smoothing
-        return Learner(augmented, plain, self.victim, self.bounds, augmentation.generator, smoothing, self.statistics)
+        return Learner(
+            augmented, plain, self.victim, self.bounds, augmentation.generator, smoothing, self.statistics, taught
+        )
 
     def _update_average(self) -> None:
         """Move the average towards the weights; with a smaller decay in the first steps."""

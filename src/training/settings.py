@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from src.registry import METHODS, Count, Fraction, Natural, NonNegative, Positive
 from src.victims.stage import WAVEFORM
 
-NO_EFFECT = ("log_interval", "n_workers", "use_cuda", "gradient_penalty", "noise_dir")
+NO_EFFECT = ("log_interval", "n_workers", "use_cuda", "gradient_penalty", "noise_dir", "suffix")
 """Keys that do not change the weights; the weight of the penalty and the noise are recorded by their values."""
 
 
@@ -57,6 +58,8 @@ class TrainingSettings:
         stage: representation at which the method works (penalty, noise, attack); auto for the input of the classifier.
         mixed_precision: bfloat16 in the classifier, on CUDA only.
         seed: of the initial weights, the order of clips, dropout and augmentation.
+        suffix: text behind the names of the models, so that trainings of one architecture with other settings can stand
+            side by side: cnn becomes cnn_SUFFIX.
     """
 
     log_interval: Count = 100
@@ -97,6 +100,7 @@ class TrainingSettings:
     stage: str = "auto"
     mixed_precision: bool = False
     seed: Natural = 0
+    suffix: str = ""
 
     def __post_init__(self) -> None:
         if not self.gradient_penalty:
@@ -109,6 +113,10 @@ class TrainingSettings:
             raise ValueError(
                 "method = gradient_penalty is selected by the weights in gradient_penalty; do not set method"
             )
+        if self.method == "distillation" and self.mixup:
+            raise ValueError(f"method = distillation goes with mixup = 0, not {self.mixup:g}: it learns whole clips")
+        if not re.fullmatch(r"[\w.-]*", self.suffix):
+            raise ValueError(f"suffix = {self.suffix}: it becomes part of a file name: letters, digits and . _ - only")
         if self.noise_snr[0] > self.noise_snr[1]:
             raise ValueError(f"noise_snr: the lowest ({self.noise_snr[0]:g}) is above the highest")
         for key in ("beta2", "ema", "momentum"):
@@ -140,24 +148,33 @@ class TrainingSettings:
 
 
 def model_name(
-    model: str, gradient_penalty: float, method: str = "standard", defenses: Sequence[Mapping[str, Any]] = ()
+    model: str,
+    gradient_penalty: float,
+    method: str = "standard",
+    defenses: Sequence[Mapping[str, Any]] = (),
+    teacher: str = "",
+    suffix: str = "",
 ) -> str:
     """The name under which a model is saved.
 
     Args:
         defenses: name and place of each, as `checkpoint.defend` takes them.
+        teacher: name of the model that it learns from.
+        suffix: of the settings.
 
     >>> model_name("cnn", 0.0), model_name("cnn", 1e-6)
     ('cnn', 'cnn_penalty_1e-06')
     >>> model_name("cnn", 0.0, "pgd", [{"name": "mp3"}, {"name": "median", "at": "log_mel"}])
     'cnn_pgd_mp3_median_at_log_mel'
+    >>> model_name("cnn", 0.0, "distillation", teacher="resnet", suffix="hot")
+    'cnn_distillation_resnet_hot'
     """
     parts = [model]
     if method != "standard":
-        parts.append(method)
+        parts += [method, teacher] if teacher else [method]
     elif gradient_penalty:
         parts.append(f"penalty_{gradient_penalty:g}")
     for defense in defenses:
         place = defense.get("at", WAVEFORM)
         parts.append(defense["name"] if place == WAVEFORM else f"{defense['name']}_at_{place}")
-    return "_".join(parts)
+    return "_".join([*parts, suffix] if suffix else parts)

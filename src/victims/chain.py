@@ -117,5 +117,7 @@ def head_with_lengths(head: Chain, tail: Chain, valid: Tensor) -> Chain:
 
 
 def represent(head: Chain, x: Tensor, valid: Tensor | None) -> Tensor:
-    """The output of a chain without a classifier; that of the clips without their padding where `valid` is given."""
-    return head(x) if valid is None else Chain(head.informed(valid))(x)
+    """The output of a chain; that of the clips without their padding where `valid` is given."""
+    if valid is None or head.classifier is not None:
+        return head(x, valid)
+    return Chain(head.informed(valid))(x)

@@ -28,6 +28,7 @@ class Learner:
         smoothing: label smoothing.
         statistics: batch-norm statistics of adversarial examples, where a method keeps them apart; it lives as long as
             the training.
+        taught: logits of a teacher for the batch, [batch, classes], in the classes of the learner; None without one.
     """
 
     augmented: Callable[..., Tensor]
@@ -37,6 +38,7 @@ class Learner:
     generator: torch.Generator
     smoothing: float
     statistics: dict[str, Tensor] = field(default_factory=dict)
+    taught: Tensor | None = None
 
     def __call__(self, x: Tensor, first: int = 0) -> Tensor:
         """Logits of x [n, ...].
