@@ -18,9 +18,6 @@ from src.random_streams import RandomStreams
 
 WINDOW_S = 0.032
 """Window of the short-time spectrum that masks and stretching act on; half of it is the hop."""
-FLOOR = 0.01
-"""Magnitude below which a bin has no phase, as a share of the root mean square of the clip's spectrum: the phase of a
-bin near 0 would have an unbounded gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +100,7 @@ def filtered(x: Tensor, size: int, factor: Tensor, numbers: Tensor | None, width
     Args:
         x: [batch, time].
         size: samples of the window.
-        factor: what was at a frequency comes to lie at `factor` times it, [batch]; the phase stays where it was.
+        factor: what was at a frequency comes to lie at `factor` times it, [batch].
         numbers: uniform on [0, 1), [batch, masks, 4]: width and place of each mask in frequency, and in time. None for
             no masks.
         widths: largest width of a mask as a share of the axis (in frequency of mel), [batch].
@@ -122,15 +119,14 @@ def filtered(x: Tensor, size: int, factor: Tensor, numbers: Tensor | None, width
 
 
 def stretched(spectrum: Tensor, factor: Tensor) -> Tensor:
-    """Magnitudes moved to `factor` [batch] times their frequency, with the phases where they were; complex
-    [batch, freq, frames]. Nothing moves in from beyond the highest frequency."""
-    bins = spectrum.shape[1]
-    floor = FLOOR * spectrum.abs().square().mean((1, 2), keepdim=True).sqrt() + 1e-20
-    magnitude = (spectrum.real.square() + spectrum.imag.square() + floor.square()).sqrt()
-    axis = torch.arange(bins, dtype=magnitude.dtype, device=spectrum.device)
-    # Linear interpolation as a matrix per example: rows are the new bins.
+    """The short-time spectrum, complex [batch, freq, frames], with what was at a frequency at `factor` [batch] times
+    it: each frame is played that much faster around its middle, by the scaling theorem of the Fourier transform."""
+    axis = torch.arange(spectrum.shape[1], dtype=factor.dtype, device=spectrum.device)
+    centered = (1 - 2 * (axis % 2))[:, None]  # moves the origin of time from the start of a frame to its middle
+    # Linear interpolation as a matrix per example, whose rows are the new frequencies.
     weight = (1 - (axis[:, None] / factor[:, None, None] - axis).abs()).clamp_min(0)
-    return (weight @ magnitude) * (spectrum / magnitude)
+    real, imaginary = weight @ (spectrum.real * centered), weight @ (spectrum.imag * centered)
+    return torch.complex(real, imaginary) * centered
 
 
 def _gaps(axis: Tensor, numbers: Tensor, widths: Tensor) -> Tensor:

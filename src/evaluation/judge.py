@@ -66,8 +66,10 @@ class Judge:
 
     def _asked(self, clips: Clips) -> tuple[Tensor, Tensor]:
         """`ballots` in the model's own classes, and its probabilities [clips, classes]."""
-        parts = [(torch.empty(1, 0, dtype=torch.long), torch.empty(0, 1))] if not len(clips) else []
-        for part in torch.arange(len(clips)).split(self.batch_size):  # type: ignore[no-untyped-call]
+        if not len(clips):
+            return torch.empty(1, 0, dtype=torch.long), torch.empty(0, len(self.victim.classes))
+        parts = []
+        for part in torch.split(torch.arange(len(clips)), self.batch_size):
             batch = clips.select(part)
             rng = RandomStreams(self.seed, batch.ids, "judge")
             chain = with_lengths(self.victim, batch.valid().to(self.device))

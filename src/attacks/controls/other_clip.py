@@ -58,7 +58,7 @@ def fit(
     "other_clip",
     kind="control",
     norms=("linf", "l2"),
-    access="none",
+    access="gradients",
     needs_sample_rate=True,
     check_options=check_attack,
     fit=fit,
