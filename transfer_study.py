@@ -35,8 +35,9 @@ def main(config: Config, args: argparse.Namespace) -> None:
         everything = selection.known_clips(models.targets, everything)
         clips = everything.select(selection.drawn(config, everything).sort().values)
         device = choose_device(config.training.use_cuda)
-        attacked = [attacked_model(config, model, device) for model in models.substitutes]
-        facts = identity(config, everything, device)
+        ensemble = selection.models(config, config.attack.ensemble, everything) if config.attack.ensemble else []
+        attacked = [attacked_model(config, model, device, ensemble) for model in models.substitutes]
+        facts = identity(config, everything, device, ensemble)
         command = AttackCommand(config, clips, frozenset(), facts, members, "transfer")
         path = command.folder / "rows.csv"
         if args.report and not path.is_file():
