@@ -40,11 +40,9 @@ def main(config: Config, args: argparse.Namespace) -> None:
         facts = identity(config, everything, device, ensemble)
         command = AttackCommand(config, clips, frozenset(), facts, members, "transfer")
         path = command.folder / "rows.csv"
-        if args.report and not path.is_file():
-            raise ValueError(f"{path}: no rows to report on; leave --report out")
         rows = judged_rows(command, attacked, models.targets, device, path, work=not args.report)
         if not rows:
-            raise ValueError(f"{path}: no row of these models, attacks and settings; leave --report out")
+            raise ValueError(f"{path}: no row of these models and attacks; leave --report out")
         if members.leads:
             transfer.accuracies(config, command.folder, models.targets, device)
             transfer.report(command, models, rows)
