@@ -29,16 +29,17 @@ def main(config: Config, args: argparse.Namespace) -> None:
     everything = selection.known_clips(models, everything)
     order = selection.drawn(config, everything)
     clips = everything.select(order.sort().values)
+    ensemble = selection.models(config, config.attack.ensemble, everything) if config.attack.ensemble else []
     listened = frozenset(everything.ids[i] for i in order[: config.attack.wavs].tolist())
     judges = judging.judges(config, args.judge or (), clips)
     with team() as members:
         device = choose_device(config.training.use_cuda)
-        attacked = [attacked_model(config, model, device) for model in models]
+        attacked = [attacked_model(config, model, device, ensemble) for model in models]
         if args.self_test:
             if members.leads:
                 sanity.plant_and_search(config, attacked, clips)
             return
-        command = AttackCommand(config, clips, listened, identity(config, everything, device), members)
+        command = AttackCommand(config, clips, listened, identity(config, everything, device, ensemble), members)
 
         def compute(rows: results.RowFile) -> list[tuple[str, ...]]:
             return [key for entry in attacked for key in command.collect(entry, rows)]

@@ -35,15 +35,14 @@ def main(config: Config, args: argparse.Namespace) -> None:
         everything = selection.known_clips(models.targets, everything)
         clips = everything.select(selection.drawn(config, everything).sort().values)
         device = choose_device(config.training.use_cuda)
-        attacked = [attacked_model(config, model, device) for model in models.substitutes]
-        facts = identity(config, everything, device)
+        ensemble = selection.models(config, config.attack.ensemble, everything) if config.attack.ensemble else []
+        attacked = [attacked_model(config, model, device, ensemble) for model in models.substitutes]
+        facts = identity(config, everything, device, ensemble)
         command = AttackCommand(config, clips, frozenset(), facts, members, "transfer")
         path = command.folder / "rows.csv"
-        if args.report and not path.is_file():
-            raise ValueError(f"{path}: no rows to report on; leave --report out")
         rows = judged_rows(command, attacked, models.targets, device, path, work=not args.report)
         if not rows:
-            raise ValueError(f"{path}: no row of these models, attacks and settings; leave --report out")
+            raise ValueError(f"{path}: no row of these models and attacks; leave --report out")
         if members.leads:
             transfer.accuracies(config, command.folder, models.targets, device)
             transfer.report(command, models, rows)
@@ -51,14 +50,16 @@ def main(config: Config, args: argparse.Namespace) -> None:
 
 
 def make_missing(config: Config, args: argparse.Namespace) -> None:
-    """Prepare the data where there are none, and train the models that [TRANSFER] and [MODEL] name and that are not in
-    model_dir."""
+    """Prepare the data where there are none, and train the models that [TRANSFER] and [MODEL] name, and their teachers,
+    where they are not in model_dir."""
     if not (config.data.data_dir / "dataset.json").is_file():
         prepare(config, args)
+    listed = trainings(config)
     wanted = {*config.transfer.substitutes, *config.transfer.targets}
+    wanted |= {training.teacher for training in listed if training.name in wanted}
     missing = [
         training.listed
-        for training in trainings(config)
+        for training in listed
         if training.name in wanted and not (config.results.model_dir / f"{training.name}.pt").is_file()
     ]
     if missing:

@@ -32,6 +32,7 @@ from benchmarks import (  # noqa: E402
     minimum_norm,
     scale,
     strength,
+    transfer,
     transformations,
 )
 from src.datasets import store  # noqa: E402
@@ -49,6 +50,7 @@ NAMES = (
     "default_evaluation",
     "minimum_norm",
     "strength",
+    "transfer",
     "audio_attacks",
     "black_box",
     "decisions",
@@ -105,6 +107,8 @@ def measure(
     if name == "strength":
         chosen = torch.arange(0, len(clips), max(1, len(clips) // 32))[:32]
         return strength.run(others, clips.waveforms(chosen), clips.labels[chosen])
+    if name == "transfer":
+        return transfer.run(victim, x)
     if name == "audio_attacks":
         chosen = torch.arange(0, len(clips), max(1, len(clips) // 16))[:16]
         return audio_attacks.run(others, clips.waveforms(chosen), clips.labels[chosen])

@@ -92,6 +92,7 @@ def attack(
     device: torch.device | str = "cpu",
     options: Mapping[str, Any] | None = None,
     fit_clips: Clips | None = None,
+    ensemble: Sequence[Victim] = (),
     **settings: Any,
 ) -> Adversarial:
     """Attack clips with a registered attack.
@@ -104,6 +105,7 @@ def attack(
         options: keys of the attack, e.g. {"steps": 100}.
         fit_clips: training clips that an attack such as universal is fitted to first, or that one from predicted labels
             begins at where it aims at a target.
+        ensemble: other models that are attacked together with this one, for clips that transfer.
         settings: keys of the section [ATTACK]: stage, norm, mask, targeted, seed, batch_size ...
 
     Raises:
@@ -119,7 +121,9 @@ def attack(
     attack_settings = AttackSettings(**validated(keys_of(AttackSettings), values, "setting of [ATTACK]"))
     check_passing(spec_of(name), options, attack_settings.adaptive)
     original, clips, fit_clips = clips, fitting(victim, clips), fit_clips and fitting(victim, fit_clips)
-    crafter = Crafter(victim, attack_settings, functools.partial(INVERSIONS[inversion]), torch.device(device))
+    inverted, device = functools.partial(INVERSIONS[inversion]), torch.device(device)
+    partners = [Crafter(other, attack_settings, inverted, device) for other in ensemble]
+    crafter = Crafter(victim, attack_settings, inverted, device, partners)
     begins_there = spec_of(name).takes_examples
     fitted = crafter.fit(fit_clips, name, options, budget) if fit_clips and not begins_there else None
     crafted = list(crafter.craft(clips, name, options, budget, fitted, fit_clips))

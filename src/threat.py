@@ -17,6 +17,8 @@ SNAP_MARGIN = 1e-5
 """Share of the budget that `snap` leaves unused, so that the norm of its result in float64 is within the budget too."""
 SNAP_STEPS = 4
 """Scales that `snap` tries."""
+FILL_STEPS = 10
+"""Scalings of `filled`, each of which the bounds may cut."""
 ROUNDED = 1e-5
 """Relative error of a number that is written with six digits."""
 
@@ -114,6 +116,18 @@ class ThreatModel:
         else:
             delta = _project_l0(delta, eps)
         return self.clip(x + delta, x)
+
+    def filled(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """x_adv within the ball, bounds and mask, in l2 with its perturbation scaled to the whole budget where the
+        bounds allow it. [batch, ...]."""
+        x_adv = self.project(x_adv, x)
+        if self.norm != "l2":
+            return x_adv
+        size = column(self.budgets(x), x)
+        for _ in range(FILL_STEPS):  # what the bounds cut off goes to the other entries
+            delta = x_adv - x
+            x_adv = self.clip(x + delta * (size / column(norm_of(delta, "l2"), x).clamp_min(1e-30)), x)
+        return self.project(x_adv, x)
 
     def ascent(self, gradient: Tensor) -> Tensor:
         """Steepest ascent direction of unit norm within the mask, to first order. [batch, ...]."""

@@ -22,6 +22,7 @@ from benchmarks import inversion as bench_inversion
 from benchmarks import minimum_norm as bench_minimum_norm
 from benchmarks import scale as bench_scale
 from benchmarks import strength as bench_strength
+from benchmarks import transfer as bench_transfer
 from benchmarks.run import processor
 from src.datasets.store import Clips
 from src.threat import ThreatModel
@@ -57,6 +58,20 @@ def test_benchmarks_measure_something(clips: Clips, victim: Victim, monkeypatch:
 def test_inversion_benchmark_measures_quality_too(clips: Clips) -> None:
     rows = bench_inversion.run(clips.waveforms(slice(1)), clips.sample_rate, 1)
     assert len(ratios(rows)) >= 2
+
+
+def test_transfer_benchmark_runs_the_same_algorithm_twice(
+    trained_net: tuple[Victim, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop and the batch hand out the same clips and stop for the same reasons, whichever rule ends them."""
+    victim, x, _ = trained_net
+    monkeypatch.setattr(bench_transfer, "REFERENCE_CLIPS", 3)
+    for keys in ({}, {"confidence": 0.0}, {"min_snr": 45.0}):
+        monkeypatch.setattr(bench_transfer, "KEYS", bench_transfer.KEYS | keys)
+        (row,) = bench_transfer.run(victim, x[:3], steps=25)
+        assert "3 of 3 stop for the same reason" in row["note"]
+        assert float(row["note"].split("at most ")[1].split()[0]) < 0.01
+        assert row["ratio"] > 0
 
 
 def test_strength_benchmark_judges_both(clips: Clips, victim: Victim) -> None:

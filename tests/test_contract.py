@@ -48,6 +48,11 @@ def problem(*shape: int) -> tuple[Net, Tensor, Tensor, Tensor]:
         return net, x, net(x).argmax(1), mask
 
 
+def supplied(name: str) -> dict[str, int]:
+    """What the program supplies to the fit of an attack."""
+    return {"sample_rate": 16000} if SPECS[name].needs_sample_rate else {}
+
+
 def quick(name: str) -> dict[str, int]:
     return {key.name: QUICK[key.name] for key in ATTACKS.keys(name) if key.name in QUICK}
 
@@ -68,7 +73,14 @@ def fit(name: str, net: nn.Module, shape: torch.Size, norm: str, targeted: bool)
         return {}  # the attack itself has to refuse
     threat = ThreatModel(norm, EPS[norm], (-0.5, 0.5), mask)
     return registered_attack(name).fit(
-        net, x, y, threat, rng=RandomStreams(0, "efgh", f"fit {name}"), targeted=targeted, **quick(name)
+        net,
+        x,
+        y,
+        threat,
+        rng=RandomStreams(0, "efgh", f"fit {name}"),
+        targeted=targeted,
+        **quick(name),
+        **supplied(name),
     )
 
 
@@ -167,7 +179,9 @@ def test_the_attack_uses_what_its_spec_declares(name: str) -> None:
         )
     assert spec.needs_sample_rate == ("sample_rate" in inspect.signature(ATTACKS[name]).parameters)
     assert spec.takes_examples == ("examples" in inspect.signature(ATTACKS[name]).parameters)
-    assert not {"sample_rate", "examples"} & {key.name for key in ATTACKS.keys(name)}
+    assert spec.takes_tap == ("tap" in inspect.signature(ATTACKS[name]).parameters)
+    assert spec.reports == ("report" in inspect.signature(ATTACKS[name]).parameters)
+    assert not {"sample_rate", "examples", "tap", "report"} & {key.name for key in ATTACKS.keys(name)}
 
 
 @pytest.mark.parametrize("name", [n for n in ATTACKS.names() if SPECS[n].targetable])
@@ -203,11 +217,16 @@ def test_only_fitted_attacks_are_fitted(name: str) -> None:
         with pytest.raises(ValueError, match=f"{name} is not a fitted attack"):
             attack.fit(net, x, y, threat, rng=rng, targeted=False)
         return
-    tensors = attack.fit(net, x, y, threat, rng=rng, targeted=False, **quick(name))
-    again = attack.fit(net, x, y, threat, rng=RandomStreams(0, "abcd", ""), targeted=False, **quick(name))
+    tensors = attack.fit(net, x, y, threat, rng=rng, targeted=False, **quick(name), **supplied(name))
+    again = attack.fit(
+        net, x, y, threat, rng=RandomStreams(0, "abcd", ""), targeted=False, **quick(name), **supplied(name)
+    )
     assert all(torch.equal(tensors[key], again[key]) and not tensors[key].requires_grad for key in tensors)
     with pytest.raises(ValueError, match="needs clips"):
-        attack.fit(net, x[:0], y[:0], threat, rng=rng.select(torch.tensor([], dtype=torch.long)), targeted=False)
+        attack.fit(
+            net, x[:0], y[:0], threat, rng=rng.select(torch.tensor([], dtype=torch.long)), targeted=False,
+            **supplied(name),
+        )  # fmt: skip
     with pytest.raises(ValueError, match="fit it first"):
         with_options(name, {}, 16000)
     assert {key.name for key in ATTACKS.keys(name)}, "the config keys are those of fit"

@@ -37,7 +37,7 @@ def right(trained_net: tuple[Victim, Tensor, Tensor], clips: Clips) -> Clips:
 def fact(**changes: Any) -> dict[str, Any]:
     base = {
         "id": "0", "label": 1, "target": -1, "prediction": 1, "feasible": True, "prediction_stage": 0,
-        "prediction_audio": 1, "prediction_inversion": 1, "length": 5, "tags": {},
+        "prediction_audio": 1, "prediction_inversion": 1, "length": 5, "tags": {}, "clean_probability": 0.5,
     }  # fmt: skip
     return {**base, **changes}
 
@@ -82,6 +82,35 @@ def test_another_model_is_asked_about_the_clean_clips_too(victim: Victim, right:
     assert not any(row["success_wav"] for row in rows), "nothing changed, so nothing succeeded"
     for column in ("prediction_stage", "prediction_audio", "prediction_inversion", "success_stage", "success_audio"):
         assert {row[column] for row in rows} == {"none"}
+
+
+def test_probabilities_are_the_judges_own(victim: Victim, right: Clips) -> None:
+    """Of what it hears in the original and on the wav, and of the target; for classes in another order, by their
+    names."""
+    swapped = replace(right, samples=np.roll(right.samples, 1, axis=0))
+    targets = (right.labels + 1) % 4
+    facts = [
+        fact(id=i, label=int(y), prediction=int(y), target=int(t))
+        for i, y, t in zip(right.ids, right.labels, targets, strict=True)
+    ]
+    judge = Judge(victim, torch.device("cpu"), batch_size=5)
+    own = list(judge.rows(swapped, facts, targeted=True))
+    other = list(judge.rows(swapped, facts, targeted=True, clean=right))
+    with torch.no_grad():
+        on_wav, on_clean = (victim(clips.waveforms()).softmax(1) for clips in (swapped, right))
+    for rows in (own, other):
+        assert [row["probability"] for row in rows] == pytest.approx(on_wav.amax(1).tolist(), abs=1e-5)
+        chance = on_wav.gather(1, targets[:, None])[:, 0]
+        assert [row["target_probability"] for row in rows] == pytest.approx(chance.tolist(), abs=1e-5)
+    assert {row["clean_probability"] for row in own} == {0.5}, "as crafting found it"
+    assert [row["clean_probability"] for row in other] == pytest.approx(on_clean.amax(1).tolist(), abs=1e-5)
+    order = [3, 1, 0, 2]
+    place = torch.tensor([order.index(k) for k in range(4)])
+    named = replace(swapped, classes=tuple(right.classes[k] for k in order), labels=place[right.labels])
+    renamed = [{**f, "label": int(place[f["label"]]), "target": int(place[f["target"]])} for f in facts]
+    again = list(judge.rows(named, renamed, targeted=True, clean=right))
+    assert [row["target_probability"] for row in again] == [row["target_probability"] for row in other]
+    assert list(judge.rows(right.select([]), [], targeted=True)) == []
 
 
 def test_a_random_model_repeats_under_its_seed_whatever_the_batch(victim: Victim, right: Clips) -> None:

@@ -8,7 +8,9 @@ import pytest
 
 from src import config
 from src.commands.trainings import trainings
+from src.files import sha256_of
 from src.victims import checkpoint
+from tests.conftest import call
 from tests.small_study import run
 
 TEXT = """[MODEL]
@@ -121,3 +123,29 @@ def test_the_checkpoint_has_what_the_variant_says(small_study: Path) -> None:
     assert victim.recipe["front_end_options"]["n_mels"] == 44
     assert victim.recipe["model"] == "cnn"
     assert "gaussian" not in str(facts)
+
+
+def test_a_teacher_is_trained_before_its_student(small_study: Path) -> None:
+    """One run trains both; the student learns from the teacher of this run and has the name of the variant."""
+    settings = [
+        "MODEL.names=cnn,student", "MODEL.student.model=cnn", "TRAINING.method=standard", "TRAINING.epochs=1",
+        "MODEL.student.TRAINING.method=distillation", "MODEL.student.TRAINING.distillation.teacher=cnn",
+        "RESULTS.model_dir=taught",
+    ]  # fmt: skip
+    run(small_study, "train_model.py", *settings)
+    _, facts = checkpoint.load(small_study / "taught/student.pt")
+    assert sha256_of(small_study / "taught/cnn.pt") in str(facts)
+
+
+def test_a_teacher_that_comes_after_its_student_is_refused_before_any_work(
+    tmp_path: Path, small_study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [
+        "MODEL.names=student,cnn", "MODEL.student.model=cnn", "TRAINING.method=standard", "TRAINING.epochs=1",
+        "MODEL.student.TRAINING.method=distillation", "MODEL.student.TRAINING.distillation.teacher=cnn",
+        f"RESULTS.model_dir={tmp_path}",
+    ]  # fmt: skip
+    sets = [part for setting in settings for part in ("--set", setting)]
+    assert call(small_study, monkeypatch, "train_model.py", *sets) == 2
+    assert "cnn.pt: no such model" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

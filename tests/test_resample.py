@@ -91,6 +91,9 @@ def test_a_judge_hears_clips_at_its_own_sample_rate(clips: Clips, judges: dict[i
     clean = [judge.classes[k] for k in labels_of(judge, resample(clips, 8000))]
     assert [clips.classes[row["prediction"]] for row in rows] == clean
     assert len(set(names)) > 1
+    with torch.no_grad():
+        sure = judge(resample(clips, 8000).waveforms()).softmax(1).amax(1)
+    torch.testing.assert_close(torch.tensor([row["clean_probability"] for row in rows]), sure, atol=1e-5, rtol=0)
     assert [row["correct"] for row in rows] == [clips.classes[k] == c for k, c in zip(truth, clean, strict=True)]
 
 

@@ -198,8 +198,12 @@ def test_mistakes_are_one_line(
 
 def test_a_report_needs_rows(done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert study(done, monkeypatch, "RESULTS.results_dir=empty", flags=("--report",)) == 2
-    assert "no rows to report on; leave --report out" in capsys.readouterr().err
+    assert "no rows of these settings to report on; leave --report out" in capsys.readouterr().err
     assert not (done / "empty").exists()
+    before = {path: path.read_bytes() for path in (done / "results").rglob("*") if path.is_file()}
+    assert study(done, monkeypatch, "ATTACK.seed=5", flags=("--report",)) == 2
+    assert "no rows of these settings" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (done / "results").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(

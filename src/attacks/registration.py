@@ -123,6 +123,8 @@ def attack(
     stages: Stages = "any",
     needs_sample_rate: bool = False,
     takes_examples: bool = False,
+    takes_tap: bool = False,
+    reports: bool = False,
     limited: bool = False,
     check_options: Check | None = None,
     fit: FitFunction | None = None,
@@ -136,8 +138,9 @@ def attack(
             function then takes the keyword `fitted` with these tensors and has no config keys.
     """
     spec = AttackSpec(
-        name, kind, norms, targetable, access, stages, fit is not None, needs_sample_rate, takes_examples, limited
-    )
+        name, kind, norms, targetable, access, stages, fit is not None, needs_sample_rate, takes_examples, takes_tap,
+        reports, limited,
+    )  # fmt: skip
     register = ATTACKS.register(name, check_options=check_options, configured=fit)
     return lambda function: register(RegisteredAttack(spec, function, fit))
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["budget", "minimum_norm", "control"]
 Access = Literal["gradients", "scores", "labels", "none"]
 Stages = Literal["any", "waveform"]
+Report = dict[str, list[Any]]
+"""What an attack says about its examples, for the rows: column -> a plain value per example."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class AttackSpec:
         needs_sample_rate: whether it takes the keyword `sample_rate` (Hz), which the program supplies.
         takes_examples: whether, aimed at a target, it can begin at inputs of its class: the program supplies training
             clips and their labels as `examples`.
+        takes_tap: whether it looks into the model: the program supplies `tap`, which gives access to a layer by name.
+        reports: whether it says of every example how it went: the program supplies a `Report` to fill as `report`.
         limited: whether its own options limit the perturbation besides eps (an SNR, a band, gains), so that it need
             not use all of eps, and a larger one need not help it.
     """
@@ -39,6 +43,8 @@ class AttackSpec:
     fitted: bool = False
     needs_sample_rate: bool = False
     takes_examples: bool = False
+    takes_tap: bool = False
+    reports: bool = False
     limited: bool = False
 
     @property

@@ -49,9 +49,15 @@ class AttackedModel:
         return self.model.victim.undefended() if self.crafter.undefended_tail else None
 
 
-def attacked_model(config: Config, model: selection.Trained, device: torch.device) -> AttackedModel:
-    """Raises ValueError where the model has no such representation, or an attack does not fit its sample rate or its
-    task."""
+def attacked_model(
+    config: Config, model: selection.Trained, device: torch.device, ensemble: Sequence[selection.Trained] = ()
+) -> AttackedModel:
+    """What crafts against a model, together with those of the ensemble other than itself.
+
+    Raises:
+        ValueError: the model has no such representation, an attack does not fit its sample rate or its task, or a model
+            of the ensemble has other classes.
+    """
     for name in config.attack.names:
         options = {**config.component("ATTACK", name), "sample_rate": model.victim.sample_rate}
         ATTACKS.check_options(config.attack.registered(name), options)
@@ -62,7 +68,10 @@ def attacked_model(config: Config, model: selection.Trained, device: torch.devic
     inversion = functools.partial(
         INVERSIONS[config.inversion.name], **config.component("INVERSION", config.inversion.name)
     )
-    return AttackedModel(model, Crafter(model.victim, config.attack, inversion, device))
+    partners = [
+        Crafter(other.victim, config.attack, inversion, device) for other in ensemble if other.name != model.name
+    ]
+    return AttackedModel(model, Crafter(model.victim, config.attack, inversion, device, partners))
 
 
 def attack_runs(config: Config) -> list[tuple[str, Budget | None]]:
@@ -76,7 +85,9 @@ def attack_runs(config: Config) -> list[tuple[str, Budget | None]]:
     return [(name, eps) for name in names for eps in (config.attack.eps if name in budgeted else (None,))]
 
 
-def identity(config: Config, clips: Clips, device: torch.device) -> dict[str, object]:
+def identity(
+    config: Config, clips: Clips, device: torch.device, ensemble: Sequence[selection.Trained] = ()
+) -> dict[str, object]:
     """What all rows depend on; the model and its weights, the attack and eps stand in the rows."""
     kinds = ("ATTACK", "INVERSION", "DEFENSE")
     return {
@@ -87,6 +98,7 @@ def identity(config: Config, clips: Clips, device: torch.device) -> dict[str, ob
         "clips": clips.fingerprint(),
         **({} if clips.speech else {"speech": False}),
         "device": device.type,
+        **({"ensemble": {model.name: model.weights for model in ensemble}} if ensemble else {}),
         **(
             {"fit": fitting.clips(config).fingerprint()}
             if any(map(config.attack.uses_fit_clips, config.attack.names))

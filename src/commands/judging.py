@@ -51,6 +51,9 @@ def judged_rows(
     Args:
         judging: a judge that is one of the attacked models itself has its columns of the stage and the audio as well.
         path: of the file of rows.
+
+    Raises:
+        ValueError: `work` is False and there are no rows of this run.
     """
     settings, clips = command.config.attack, command.clips
     known = {judge.name: set(selection.known_clips([judge], clips).ids) for judge in judging}
@@ -93,6 +96,8 @@ def judged_rows(
         return keys
 
     opening = (path, (*ATTACK_FIELDS, "judge_checkpoint"), JUDGED_KEY, command.identity)
+    if not work and not results.holds_rows_of(path, opening[1], command.identity):
+        raise ValueError(f"{path}: no rows of these settings to report on; leave --report out")
     return collect(command.members, opening, compute)
 
 

@@ -31,10 +31,10 @@ def is_control(name: str) -> bool:
 
 
 def is_transferred(config: Config, attacked: AttackedModel, name: str) -> bool:
-    """Whether this attack never meets the defenses of the model, so that nothing about their gradient can be learned
-    from it."""
+    """Whether this attack never meets the defenses of the model, or meets it among others only, so that nothing about
+    its gradient can be learned from it."""
     undefended = gradient_of(config.component("ATTACK", name)) == "undefended"
-    return undefended and attacked.crafter.undefended_tail is not None
+    return bool(attacked.crafter.partners) or (undefended and attacked.crafter.undefended_tail is not None)
 
 
 def search(
@@ -79,7 +79,7 @@ def search(
                 known = [Indicator(**facts) for facts in earlier["signs"][title]]
                 signs_of_attack += [indicator for indicator in known if indicator.name not in indicators.OVER_ROWS]
             elif is_transferred(config, entry, name):
-                signs_of_attack.append(unmeasured("zero_gradient", "it is transferred from the undefended model"))
+                signs_of_attack.append(unmeasured("zero_gradient", "it is transferred from another model"))
             elif len(part) and not settings.spec(name).fitted:  # the other signs come from attacking these clips anew
                 signs_of_attack += on_clips(config, entry, part, name, eps)
             signs[title] = signs_of_attack
@@ -126,7 +126,7 @@ def on_clips(config: Config, attacked: AttackedModel, part: Clips, name: str, ep
         return sanity_checks.check(
             sanity_checks.Evaluation.of(
                 registered, options,
-                attack=with_options(registered, options, crafter.victim.sample_rate),
+                attack=with_options(registered, options, crafter.victim.sample_rate, tap=crafter.tap(options)),
                 chain=crafter.true_tail(valid), model=crafter.attacked_model(part.ids, x, valid, gradient_of(options)),
                 x=z, y=y,
                 threat=crafter.threat(x, z, valid, name, eps),
@@ -153,7 +153,9 @@ def plant_and_search(config: Config, attacked: Sequence[AttackedModel], clips: C
         for name, eps in itertools.product(names, settings.eps):
             options = config.component("ATTACK", name)
             outcome = self_test(
-                with_options(settings.registered(name), options, crafter.victim.sample_rate),
+                with_options(
+                    settings.registered(name), options, crafter.victim.sample_rate, tap=crafter.tap(options)
+                ),
                 crafter.attacked_model(part.ids, x, valid, gradient_of(options)), z,
                 crafter.threat(x, z, valid, name, eps),
                 streams=lambda purpose, crafter=crafter: crafter.streams(part.ids, purpose),  # type: ignore[misc]

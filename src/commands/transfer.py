@@ -137,6 +137,8 @@ def report(command: AttackCommand, models: Study, rows: Sequence[Row]) -> None:
         "without the attack; transfer %: of I, those it then gets wrong; target %: of I, those it takes for the target "
         "class. Intervals are Wilson's, 95 %."
     ] + [selection.SYNTHETIC] * clips.synthetic
+    if config.attack.ensemble:
+        notes.append(f"Attacked together with each substitute: {', '.join(config.attack.ensemble)}.")
     all_rows = len(classes) * len(runs) * len(models.targets) * len(clips)
     if len(rows) < all_rows:
         notes.insert(0, f"Incomplete: {len(rows)} of {all_rows} rows.")

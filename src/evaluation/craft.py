@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,15 @@ from torch import Tensor
 from src import perception
 from src.attacks.model import Model, narrow
 from src.attacks.registration import registered_attack, spec_of
+from src.attacks.spec import Report
+from src.attacks.substitutes import Substitutes, orders_of
+from src.attacks.tap import Tap
 from src.budget import Budget
 from src.datasets.store import FULL_SCALE, Clips, to_int16
 from src.evaluation.call_counter import CallCounter
 from src.evaluation.masks import sample_mask
 from src.evaluation.passing import Gradient, gradient_of, own_options
-from src.evaluation.predict import predicted_labels
+from src.evaluation.predict import ask, majority, predicted_labels, probability_of
 from src.evaluation.settings import AttackSettings
 from src.evaluation.through_audio import ThroughAudio
 from src.random_streams import HEAD, RandomStreams
@@ -56,10 +59,11 @@ def with_options(
     sample_rate: int,
     fitted: Mapping[str, Tensor] | None = None,
     examples: tuple[Tensor, Tensor] | None = None,
+    tap: Callable[[str], Tap] | None = None,
 ) -> Callable[..., Tensor]:
-    """An attack with its config keys set, the sample rate (Hz) where it needs one, and inputs with their labels where
-    it can begin at them. The config keys of a fitted attack are those of its `fit`, whose result it takes as `fitted`.
-    How it passes defenses is for the model to say.
+    """An attack with its config keys set, the sample rate (Hz) where it needs one, inputs with their labels where it
+    can begin at them, and access to the layers of the model where it looks into it. The config keys of a fitted attack
+    are those of its `fit`, whose result it takes as `fitted`. How it passes defenses is for the model to say.
 
     Raises:
         ValueError: a fitted attack without its fit.
@@ -67,6 +71,8 @@ def with_options(
     supplied: dict[str, Any] = {"sample_rate": sample_rate} if spec_of(name).needs_sample_rate else {}
     if spec_of(name).takes_examples and examples is not None:
         supplied["examples"] = examples
+    if spec_of(name).takes_tap:
+        supplied["tap"] = tap
     if not spec_of(name).fitted:
         return functools.partial(ATTACKS[name], **own_options(options), **supplied)
     if fitted is None:
@@ -93,13 +99,26 @@ class Crafter:
         settings: the section [ATTACK].
         inversion: back from the representation to audio; unused at the waveform.
         device: where everything runs.
+        partners: other models that are attacked together with this one, each with a Crafter of its own.
 
     Raises:
-        ValueError: the victim has no such representation, or there is no way back from it to audio.
+        ValueError: the victim has no such representation, there is no way back from it to audio, or a partner has
+            other classes.
     """
 
-    def __init__(self, victim: Victim, settings: AttackSettings, inversion: Inversion, device: torch.device):
-        self.victim, self.settings, self.inversion, self.device = victim.to(device).eval(), settings, inversion, device
+    def __init__(
+        self,
+        victim: Victim,
+        settings: AttackSettings,
+        inversion: Inversion,
+        device: torch.device,
+        partners: Sequence[Crafter] = (),
+    ):
+        self.partners: tuple[Crafter, ...] = tuple(partners)
+        classes = [victim.classes, *(partner.victim.classes for partner in self.partners)]
+        self.orders = [order.to(device) for order in orders_of(classes)]
+        self.victim: Victim = victim.to(device).eval()
+        self.settings, self.inversion, self.device = settings, inversion, device
         self.head, self.tail = self.victim.split(settings.stage)
         if merging := [stage.name for stage in self.head.stages if isinstance(stage, Defense) and stage.shortens]:
             raise ValueError(
@@ -148,7 +167,18 @@ class Crafter:
             model = adaptive(chain, rng=self.streams(ids, "eot"), draws=self.settings.eot_draws, identity=identity)
         elif is_randomized(chain):
             model = Eot(chain, 1, self.streams(ids, "eot")).eval()
+        if self.partners:
+            others = [partner.attacked_model(ids, x, valid, gradient) for partner in self.partners]
+            model = Substitutes([model, *others], self.orders)
         return self.through(model, ids, x, valid)
+
+    def tap(self, options: Mapping[str, Any]) -> Callable[[str], Tap]:
+        """Access to a layer, by its name, of the copy that an attack with these options gets to see; that of this
+        model, not of its partners."""
+        tail = self.undefended_tail if gradient_of(options) == "undefended" else None
+        chain = tail or self.frozen_tail
+        assert chain.classifier is not None
+        return functools.partial(Tap, chain, chain.classifier)
 
     def through(self, model: Model, ids: tuple[str, ...], x: Tensor, valid: Tensor) -> Model:
         """A model of the attacked representation, behind the inversion where the settings say so."""
@@ -230,7 +260,7 @@ class Crafter:
         if examples is not None and spec_of(registered).takes_examples:
             _, _, labels, inputs = self._load_in_batches(examples)
             known = inputs, labels
-        function = with_options(registered, options, self.victim.sample_rate, fitted, known)
+        function = with_options(registered, options, self.victim.sample_rate, fitted, known, self.tap(options))
         for part in _batches(len(clips), self.settings.batch_size):
             yield from self._craft_batch(clips.select(part), name, function, gradient_of(options), eps)
 
@@ -240,15 +270,19 @@ class Crafter:
         targeted, ids = self.settings.targeted, clips.ids
         x, valid, y, z = self.load(clips)
         threat = self.threat(x, z, valid, name, eps)
-        clean = predicted_labels(self.true_tail(valid), z, self.streams(ids, "judge"))
+        asked, probabilities = ask(self.true_tail(valid), z, self.streams(ids, "judge"))
+        clean = majority(asked)
         target = self.targets(y, ids)
         # A clip that is already wrong needs no attack, unless it shall become something particular.
         todo = torch.arange(len(y), device=y.device) if targeted else (clean == y).nonzero().flatten()
         counter = CallCounter.start(narrow(self.attacked_model(ids, x, valid, gradient), todo), len(todo))
+        registered, report = self.settings.registered(name), Report()
+        if spec_of(registered).reports:
+            function = functools.partial(function, report=report)
         start = self._clock()
         x_adv = function(
             counter, z[todo], (target if targeted else y)[todo], threat.select(todo),
-            rng=self.streams(ids, self.settings.registered(name)).select(todo), targeted=targeted,
+            rng=self.streams(ids, registered).select(todo), targeted=targeted,
         )  # fmt: skip
         seconds = (self._clock() - start) / max(1, len(todo))
         z_adv = z.clone()
@@ -270,12 +304,16 @@ class Crafter:
             "length": clips.lengths, "prediction": clean, "feasible": feasible,
             "prediction_stage": predicted_labels(self.true_tail(valid), z_adv, self.streams(ids, "judge")),
             "prediction_audio": predicted_labels(with_lengths(self.victim, valid), audio, self.streams(ids, "judge")),
-            "prediction_inversion": inverted,
+            "prediction_inversion": inverted, "clean_probability": probability_of(clean, probabilities),
             "distance": norm_of(delta, threat.norm), "l2": norm_of(delta, "l2"), "linf": norm_of(delta, "linf"),
             **perception.measure(x, wav, clips.sample_rate, self.settings.speech and clips.speech),
             "forwards": forwards, "backwards": backwards,
         }  # fmt: skip
         lists = {column: values.tolist() for column, values in columns.items()}
+        lists["stop"] = [""] * len(y)
+        for column, said in report.items():
+            for place, value in zip(todo.tolist(), said, strict=True):
+                lists[column][place] = value
         shared = {"attack": name, "eps": str(eps) if eps else "inf", "stage": self.settings.stage, "norm": threat.norm}
         for i, example in enumerate(ids):
             values = {column: column_values[i] for column, column_values in lists.items()}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from src.datasets.resample import resample
 from src.datasets.store import Clips
-from src.evaluation.predict import ballots, majority
+from src.evaluation.predict import ask, majority, probability_of
 from src.random_streams import RandomStreams
 from src.victims.chain import with_lengths
 from src.victims.victim import Victim
@@ -25,10 +25,14 @@ ATTACK_FIELDS = (
     "prediction_stage", "prediction_audio", "prediction_wav", "prediction_inversion",
     "success_stage", "success_audio", "success_wav", "feasible", "distance", "l2", "linf",
     "snr", "db_x", "seg_snr", "lsd", "pesq", "stoi", "forwards", "backwards", "seconds", "judge", "wav", "share_wav",
+    "clean_probability", "probability", "target_probability", "stop",
 )  # fmt: skip
 OF_THE_CRAFTED_MODEL = (
     "prediction_stage", "prediction_audio", "prediction_inversion", "success_stage", "success_audio"
 )  # fmt: skip
+PROBABILITIES = ("clean_probability", "probability", "target_probability")
+"""By the judging model: of what it hears in the original, of what it hears in the written wav, and there of the target
+(NaN without one)."""
 UNDEFINED = "none"
 """What these columns hold when another model judges: it was not attacked at a stage of its own."""
 
@@ -54,22 +58,25 @@ class Judge:
         """The model's labels of clips, [draws, clips], one draw unless it is randomized. They are positions in
         `classes`, those of another model perhaps: -1 where its logits are not finite numbers, len(classes) and more
         for a class that is not among them."""
-        return self._positions(classes)[self._asked(clips)]
+        return self._positions(classes)[self._asked(clips)[0]]
 
     def _positions(self, classes: Sequence[str]) -> Tensor:
         """Where the model's own classes, and then -1, stand in `classes`, as `ballots` says."""
         order, own = list(classes), self.victim.classes
         return torch.tensor([*(order.index(c) if c in order else len(order) + k for k, c in enumerate(own)), -1])
 
-    def _asked(self, clips: Clips) -> Tensor:
-        """`ballots` in the model's own classes."""
-        parts = [torch.empty(1, 0, dtype=torch.long)] if not len(clips) else []
-        for part in torch.arange(len(clips)).split(self.batch_size):  # type: ignore[no-untyped-call]
+    def _asked(self, clips: Clips) -> tuple[Tensor, Tensor]:
+        """`ballots` in the model's own classes, and its probabilities [clips, classes]."""
+        if not len(clips):
+            return torch.empty(1, 0, dtype=torch.long), torch.empty(0, len(self.victim.classes))
+        parts = []
+        for part in torch.split(torch.arange(len(clips)), self.batch_size):
             batch = clips.select(part)
             rng = RandomStreams(self.seed, batch.ids, "judge")
             chain = with_lengths(self.victim, batch.valid().to(self.device))
-            parts.append(ballots(chain, batch.waveforms().to(self.device), rng).cpu())
-        return torch.cat(parts, 1)
+            labels, probabilities = ask(chain, batch.waveforms().to(self.device), rng)
+            parts.append((labels.cpu(), probabilities.cpu()))
+        return torch.cat([labels for labels, _ in parts], 1), torch.cat([part for _, part in parts])
 
     def heard(self, clips: Clips, original: Clips | None = None) -> Clips:
         """The clips at the model's own sample rate and length; one that uses a mask takes clips of any length.
@@ -80,18 +87,23 @@ class Judge:
         n_samples = None if self.victim.uses_mask else self.victim.n_samples
         return resample(clips, self.victim.sample_rate, n_samples, original)
 
-    def _as_crafted(self, clips: Clips, crafted: Clips, truth: Tensor) -> Tensor:
-        """Labels of clips in the classes of `crafted`, [draws, clips], in which a label equals that of the crafted clip
+    def _as_crafted(self, asked: Tensor, crafted: Clips, truth: Tensor) -> Tensor:
+        """Labels in the classes of `crafted`, [draws, clips], in which a label equals that of the crafted clip
         if and only if the model is right. Two recognizers may have another speaker each: whom one of them enrolled is
         "nobody" to the other, so that equal names are not the same answer.
 
         Args:
+            asked: labels in the model's own classes, [draws, clips].
             truth: the true labels in the model's own classes, [clips].
         """
-        asked = self._asked(clips)
         named = self._positions(crafted.classes)[asked]
         wrong = torch.where(named == crafted.labels, len(crafted.classes) + asked, named)
         return torch.where(asked == truth, crafted.labels, wrong)
+
+    def _own_class(self, classes: Sequence[str], position: int) -> int:
+        """Where the model has the class at a position of `classes`; -1 for none, and for one that it does not have."""
+        own = self.victim.classes
+        return own.index(classes[position]) if position >= 0 and classes[position] in own else -1
 
     def rows(
         self,
@@ -115,15 +127,25 @@ class Judge:
         Raises:
             ValueError: a clip of a class that this model does not know.
         """
+        asked, probabilities = self._asked(crafted if clean is None else self.heard(crafted, clean))
         if clean is None:
-            predictions, drawn = [fact["prediction"] for fact in facts], self.ballots(crafted, crafted.classes)
+            predictions, drawn = [fact["prediction"] for fact in facts], self._positions(crafted.classes)[asked]
+            sure = [fact["clean_probability"] for fact in facts]
         else:
             truth = clean.relabeled(self.victim.classes).labels
-            predictions = majority(self._as_crafted(self.heard(clean), crafted, truth)).tolist()
-            drawn = self._as_crafted(self.heard(crafted, clean), crafted, truth)
-        draws = zip(facts, predictions, majority(drawn).tolist(), drawn.T.tolist(), strict=True)
-        for fact, prediction, on_wav, labels in draws:
+            asked_clean, of_clean = self._asked(self.heard(clean))
+            predictions = majority(self._as_crafted(asked_clean, crafted, truth)).tolist()
+            drawn = self._as_crafted(asked, crafted, truth)
+            sure = probability_of(majority(asked_clean), of_clean).tolist()
+        targets = torch.tensor([self._own_class(crafted.classes, fact["target"]) for fact in facts], dtype=torch.long)
+        chances = zip(
+            sure, probability_of(majority(asked), probabilities).tolist(),
+            probability_of(targets, probabilities).tolist(), strict=True,
+        )  # fmt: skip
+        draws = zip(facts, predictions, majority(drawn).tolist(), drawn.T.tolist(), chances, strict=True)
+        for fact, prediction, on_wav, labels, chance in draws:
             row = {**fact, "prediction": prediction, "correct": prediction == fact["label"], "prediction_wav": on_wav}
+            row |= dict(zip(PROBABILITIES, chance, strict=True))
             wrong = [row["correct"] and row["feasible"] and errs(label, row["label"]) for label in labels]
             row["share_wav"] = sum(wrong) / len(wrong)
             del row["length"], row["tags"]

@@ -16,7 +16,7 @@ from src.victims.stage import WAVEFORM
 
 LSB = 1 / FULL_SCALE
 """One step of 16-bit samples."""
-RULES = 4
+RULES = 5
 """Raised whenever the same settings give other rows, because an attack or the judge has changed: rows and stores of
 crafted clips from before are then set aside."""
 NOT_IN_ROWS = ("names", "eps", "batch_size", "checks", "variants")
@@ -40,7 +40,10 @@ class AttackSettings:
             on the wav; the columns of the stage remain those of the spectrum itself.
         mask: exclude the padding from the perturbation, the padding and all silence, or nothing (none).
         silence_db: a 20-ms frame is silence if its energy is this far below that of the clip's loudest frame.
-        targeted: aim at a random other label, drawn per clip, instead of any misclassification.
+        targeted: aim at a random other label, drawn per clip, instead of any misclassification. Clips that the model
+            gets wrong are then attacked too.
+        ensemble: models of model_dir that every model is attacked together with, for clips that transfer: the mean of
+            their log probabilities is attacked. Empty for none; waveforms only.
         adaptive: attack through BPDA and EOT where a stage needs them.
         eot_draws: draws of EOT per gradient.
         batch_size: clips per batch; the results do not depend on it.
@@ -64,6 +67,7 @@ class AttackSettings:
     mask: Literal["padding", "silence", "none"] = "padding"
     silence_db: Positive = 40.0
     targeted: bool = False
+    ensemble: tuple[str, ...] = ()
     adaptive: bool = True
     eot_draws: Count = 10
     batch_size: Count = 64
@@ -79,8 +83,10 @@ class AttackSettings:
         for spec in map(self.spec, self.names):
             norm = self.norm if spec.has_budget else spec.norms[0]
             spec.check(norm, self.targeted, self.stage == WAVEFORM)
-            if spec.fitted and self.targeted:
+            if spec.fitted and self.targeted and spec.kind != "control":
                 raise ValueError(f"{spec.name} has one result for all clips, but targets differ; set targeted = no")
+        if self.ensemble and self.stage != WAVEFORM:
+            raise ValueError("models of an ensemble meet at the waveform only; set stage = waveform")
         if self.stage == WAVEFORM and self.through == "audio":
             raise ValueError("through = audio puts an inversion into the loop, and stage = waveform has none")
         if self.stage == WAVEFORM and self.norm == "linf":

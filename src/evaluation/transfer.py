@@ -101,7 +101,7 @@ def success_table(found: Sequence[Pair]) -> list[dict[str, Any]]:
         rows = list(pair.on_substitute.values())
         hit = [row for row in rows if succeeded(row)]
         snr, infinite = finite(hit, "snr")
-        reasons = Counter(row["stop"] for row in rows if row.get("stop"))
+        reasons = Counter(row["stop"] for row in rows if row["stop"])
         lines.append(
             {
                 "substitute": pair.substitute,
@@ -209,7 +209,9 @@ def difference_table(found: Sequence[Pair]) -> list[dict[str, Any]]:
             "substitute": pair.substitute, "attack": pair.attack, "eps": pair.eps, "target model": pair.target_model,
         } | {f"clips {which}": len(rows) for which, rows in split.items()}  # fmt: skip
         for title, column in (
-            ("substitute probability", "probability"), ("target model probability", "probability"), ("SNR", "snr")
+            ("substitute probability", "clean_probability"),
+            ("target model probability", "clean_probability"),
+            ("SNR", "snr"),
         ):  # fmt: skip
             for which, rows in split.items():
                 of_substitute = title.startswith("substitute")
@@ -221,8 +223,8 @@ def difference_table(found: Sequence[Pair]) -> list[dict[str, Any]]:
 
 
 def finite(rows: Sequence[Row], column: str) -> tuple[list[float], int]:
-    """The finite values of a column, and how many are infinite; rows of before there was this column have none."""
-    values = [float(row.get(column) or "nan") for row in rows]
+    """The finite values of a column, and how many are infinite."""
+    values = [float(row[column]) for row in rows]
     return [value for value in values if math.isfinite(value)], sum(map(math.isinf, values))
 
 

@@ -92,9 +92,7 @@ class RowFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         mark = path.with_name(f"{path.stem}.run.json")
         if part is None:
-            self._move_aside(
-                mark, {"fingerprint": fingerprint({**settings, "fields": self.fields}), "settings": settings}
-            )
+            self._move_aside(mark, {"fingerprint": _run_fingerprint(fields, settings), "settings": settings})
         self.rows = self._whole_rows(path)
         self.done = {self._key(row) for row in self.rows}
         if part is None:
@@ -164,6 +162,17 @@ class RowFile:
 
     def close(self) -> None:
         self.file.close()
+
+
+def _run_fingerprint(fields: Sequence[str], settings: Mapping[str, Any]) -> str:
+    return fingerprint({**settings, "fields": list(fields)})
+
+
+def holds_rows_of(path: Path, fields: Sequence[str], settings: Mapping[str, Any]) -> bool:
+    """Whether there is a file of rows of this run: a RowFile with these arguments would go on with it."""
+    mark = path.with_name(f"{path.stem}.run.json")
+    there = path.is_file() and mark.is_file()
+    return there and json.loads(mark.read_text())["fingerprint"] == _run_fingerprint(fields, settings)
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
