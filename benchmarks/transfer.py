@@ -47,7 +47,7 @@ def one_clip(
             return last, "snr"
         logits = model((x + delta)[None])[0]
         last = (x + delta).detach()
-        if float(logits.softmax(0)[target]) > probability:
+        if float(logits.detach().softmax(0)[target]) > probability:
             return last, "probability"
         others = torch.cat([logits[:target], logits[target + 1 :]])
         loss = c * level * (others.max() - logits[target] + confidence).clamp_min(0)

@@ -110,7 +110,7 @@ def test_strength_zero_changes_nothing_and_more_changes_more() -> None:
     x = tone(60).expand(2, -1)
     sizes = []
     for strength in (0.0, 0.01, 1.0):
-        variant = Diversity.standard(RATE)(x, torch.full((2,), strength, dtype=torch.float64), streams(2))
+        variant = ALL(x, torch.full((2,), strength, dtype=torch.float64), streams(2))
         sizes.append(float((variant - x).norm()))
     assert sizes[0] < 1e-9
     assert sizes[0] < sizes[1] < sizes[2]

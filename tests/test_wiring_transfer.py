@@ -85,6 +85,8 @@ def test_the_ensemble_of_the_config_is_attacked(workspace: Path, monkeypatch: py
         assert run(workspace, monkeypatch, "together", names, "ATTACK.ensemble=resnet,second") == 0
         assert set(seen) == {2}, "the model itself is not its own partner"
         assert run(workspace, monkeypatch, "together", names, "ATTACK.ensemble=missing") == 2
+        assert run(workspace, monkeypatch, "no_layer", "ATTACK.feature_pgd.layer=conv9") == 2
+        assert not (workspace / "no_layer").exists()
         assert run(workspace, monkeypatch, "together", names, "ATTACK.ensemble=second", "ATTACK.stage=log_mel") == 2
     finally:
         other.unlink()

@@ -45,7 +45,7 @@ class Diversity:
     @classmethod
     def standard(cls, sample_rate: int) -> Self:
         """The changes of `transfer_pgd` by default."""
-        return cls(sample_rate=sample_rate, shift_s=0.1, speed=0.15, noise=0.3, masks=1, mask_size=0.2, stretch=0.1)
+        return cls(sample_rate=sample_rate, shift_s=0.1, speed=0.15, noise=0.3, masks=1, mask_size=0.2, stretch=0.0)
 
     def __call__(self, x: Tensor, strength: Tensor, rng: RandomStreams) -> Tensor:
         """One random variant of each example.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from src.attacks.tap import INPUT
 from src.budget import Budget
 from src.commands import fitting, selection
 from src.config import Config
@@ -55,8 +56,8 @@ def attacked_model(
     """What crafts against a model, together with those of the ensemble other than itself.
 
     Raises:
-        ValueError: the model has no such representation, an attack does not fit its sample rate or its task, or a model
-            of the ensemble has other classes.
+        ValueError: the model has no such representation or layer, an attack does not fit its sample rate or its task,
+            or a model of the ensemble has other classes.
     """
     for name in config.attack.names:
         options = {**config.component("ATTACK", name), "sample_rate": model.victim.sample_rate}
@@ -71,7 +72,13 @@ def attacked_model(
     partners = [
         Crafter(other.victim, config.attack, inversion, device) for other in ensemble if other.name != model.name
     ]
-    return AttackedModel(model, Crafter(model.victim, config.attack, inversion, device, partners))
+    crafter = Crafter(model.victim, config.attack, inversion, device, partners)
+    for name in config.attack.names:
+        if config.attack.spec(name).takes_tap:
+            options = config.component("ATTACK", name)
+            with crafter.tap(options)(options.get("layer", INPUT)):
+                pass  # the layer is there
+    return AttackedModel(model, crafter)
 
 
 def attack_runs(config: Config) -> list[tuple[str, Budget | None]]:

@@ -54,7 +54,7 @@ def transfer_pgd(
     noise: NonNegative = 0.3,
     masks: Natural = 1,
     mask_size: Fraction = 0.2,
-    stretch: NonNegative = 0.1,
+    stretch: NonNegative = 0.0,
     variance_draws: Natural = 0,
     variance_radius: NonNegative = 1.5,
     momentum: Fraction = 0.0,
@@ -66,7 +66,7 @@ def transfer_pgd(
         steps: gradient steps.
         step: step size in units of eps / steps; 0: it falls from eps to 0 along half a cosine.
         loss: objective that the steps maximize.
-        copies: random variants per step, whose mean gradient is followed.
+        copies: random variants per step, whose mean gradient is followed; ten fool more models than three.
         strength: factor of all changes that make the variants; 0 for plain PGD. It is meant for 20 dB and above it
             falls in proportion to the perturbation, for strong changes hide a weak one.
         shift_s: largest offset of a variant either way, seconds.
@@ -74,7 +74,7 @@ def transfer_pgd(
         noise: largest amplitude of its white noise, as a share of the clip's; the smallest is a tenth of it.
         masks: bands in frequency that are silenced, and as many in time.
         mask_size: largest width of a mask, as a share of the axis.
-        stretch: largest change of the scale of its frequency axis either way, as a share.
+        stretch: largest change of the scale of its frequency axis either way, as a share; without effect on keywords.
         variance_draws: points around the iterate whose gradients tune the direction; each costs `copies` passes.
         variance_radius: of their neighbourhood, in units of eps.
         momentum: weight of the previous direction.
