@@ -81,8 +81,9 @@ def combined(rows: Sequence[Row], order: Sequence[str], controls: Collection[str
 
 def rows_of(found: Sequence[Case]) -> list[dict[str, str]]:
     """One row per case and clip, for the tables and curves of evaluation.summary: that of the first attack that breaks
-    the clip, of those that reach their target where one does, or of the first with the budget. It is judged on the wav in every column, in a single draw by the attack
-    that breaks it in most draws, and its calls are those of all attacks together."""
+    the clip, of those that reach their target where one does, or of the first with the budget. It is judged on the wav
+    in every column, in a single draw by the attack that breaks it in most draws, and its calls are those of all attacks
+    together."""
     made = []
     for case in found:
         for example, attempts in case.attempts.items():
