@@ -15,7 +15,8 @@ from src import config
 from src.victims import checkpoint
 from tests.conftest import ROOT, call
 
-STUDIES = sorted(path.stem for path in (ROOT / "experiments").glob("*.ini") if path.stem not in ("speakers", "sec4sr"))
+OWN_TESTS = ("speakers", "sec4sr", "transfer_esc10")
+STUDIES = sorted(path.stem for path in (ROOT / "experiments").glob("*.ini") if path.stem not in OWN_TESTS)
 SMALL = [
     "DATA.n_test=2", "MODEL.resnet.widths=4,8", "TRAINING.epochs=1", "TRAINING.batch_size=64", "TRAINING.noise_dir=",
     "ATTACK.eps=0.001", "ATTACK.checks=0", "ATTACK.wavs=0", "ATTACK.pgd.steps=2", "ATTACK.cw.steps=5",
@@ -138,6 +139,36 @@ def test_the_study_of_defenses_has_its_tables(tmp_path: Path, shared: Path, monk
     assert [defense.name for defense in victim.defenses] == ["quantize"]
     again = call(tmp_path, monkeypatch, "experiments/sec4sr.py", *args, "--report")
     assert again == 0
+
+
+def test_the_study_of_transfer_has_its_tables(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """experiments/transfer_esc10.ini on two sounds with tiny networks: from the clips to all tables in one command."""
+    names = ("vgg13", "dense_wav", "vgg13_raw", "vgg13_from_crnn")
+    settings = [
+        f"DATA.esc50.source_dir={shared / 'esc10'}", "DATA.include_dirs=dog,rain", "DATA.seconds=0.5", "DATA.n_test=2",
+        "TRAINING.epochs=1", "TRAINING.scheduler_steps=", "ATTACK.paper.steps=2", "ATTACK.paper_confident.steps=2",
+        "ATTACK.pgd.steps=1", "ATTACK.transfer_pgd.steps=1", "ATTACK.other_clip.perturbations=2", "ATTACK.wavs=1",
+        *(f"MODEL.{name}.width=0.02" for name in (*names, "crnn")),
+        *(f"TRANSFER.{key}={','.join(names)}" for key in ("substitutes", "targets")),
+    ]  # fmt: skip
+    args = ["--config", str(ROOT / "experiments/transfer_esc10.ini")]
+    args += [part for setting in settings for part in ("--set", setting)]
+    assert call(tmp_path, monkeypatch, "transfer_study.py", *args) == 0
+    _, facts = checkpoint.load(tmp_path / "data/transfer_esc10/models/vgg13_from_crnn.pt")
+    assert facts["teacher"]["name"] == "crnn"
+    assert not (tmp_path / "data/transfer_esc10/models/gcnn.pt").exists(), "no part of this study"
+    folder = tmp_path / "data/transfer_esc10/results/transfer"
+    with (folder / "rows.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    attacks = {"paper", "paper_confident", "pgd", "transfer_pgd", "other_clip", "random_signs"}
+    assert len(rows) == len(attacks) * len(names) ** 2 * 2
+    assert {(row["model"], row["judge"]) for row in rows} == {(a, b) for a in names for b in names}
+    assert {row["stop"] for row in rows if row["attack"] == "paper"} <= {"steps", "probability", "snr"}
+    assert all(row["target"] != row["label"] for row in rows)
+    assert {row["attack"] for row in rows} == attacks
+    tables = {path.stem for path in folder.glob("*.csv")} - {"rows"}
+    assert tables >= {"1_accuracy", "attacks", "6_labels", "7_differences", *(f"2_transfer.{name}" for name in names)}
+    assert list(tmp_path.rglob("transfer_paper_inf.png"))
 
 
 @pytest.mark.parametrize("processes", [1, 2])
