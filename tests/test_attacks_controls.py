@@ -25,7 +25,7 @@ CONTROLS = {name for name in ATTACKS.names() if spec_of(name).kind == "control"}
 
 
 def test_which_attacks_are_controls() -> None:
-    assert sorted(CONTROLS) == ["random_gaussian", "random_signs", "random_uniform", "time_shuffled"]
+    assert sorted(CONTROLS) == ["other_clip", "random_gaussian", "random_signs", "random_uniform", "time_shuffled"]
     assert all(spec_of(name).has_budget for name in CONTROLS)
 
 

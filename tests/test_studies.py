@@ -15,7 +15,7 @@ from src import config
 from src.victims import checkpoint
 from tests.conftest import ROOT, call
 
-OWN_TESTS = ("speakers", "sec4sr", "transfer_esc10")
+OWN_TESTS = ("speakers", "sec4sr", "transfer_esc10", "transfer_keywords")
 STUDIES = sorted(path.stem for path in (ROOT / "experiments").glob("*.ini") if path.stem not in OWN_TESTS)
 SMALL = [
     "DATA.n_test=2", "MODEL.resnet.widths=4,8", "TRAINING.epochs=1", "TRAINING.batch_size=64", "TRAINING.noise_dir=",
@@ -139,6 +139,32 @@ def test_the_study_of_defenses_has_its_tables(tmp_path: Path, shared: Path, monk
     assert [defense.name for defense in victim.defenses] == ["quantize"]
     again = call(tmp_path, monkeypatch, "experiments/sec4sr.py", *args, "--report")
     assert again == 0
+
+
+def test_the_study_of_transfer_between_representations(
+    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """experiments/transfer_keywords.ini on two words: networks on three representations, one of them by a variant."""
+    settings = [
+        f"DATA.speech_commands.source_dir={shared / 'speech_commands'}", "DATA.include_dirs=yes,no", "DATA.n_test=2",
+        f"DATA.speech_commands.files={ROOT / 'experiments/subsets/speech_commands.txt'}", "TRAINING.epochs=1",
+        "TRAINING.warmup_epochs=0", "MODEL.resnet.widths=4,8", "MODEL.dense_wav.width=0.02", "ATTACK.wavs=0",
+        "ATTACK.paper_confident.steps=2", "ATTACK.pgd.steps=1", "ATTACK.transfer_pgd.steps=1",
+        "ATTACK.transfer_pgd_10.steps=1", "ATTACK.other_clip.perturbations=2",
+    ]  # fmt: skip
+    args = ["--config", str(ROOT / "experiments/transfer_keywords.ini")]
+    args += [part for setting in settings for part in ("--set", setting)]
+    assert call(tmp_path, monkeypatch, "transfer_study.py", *args) == 0
+    last = {}
+    for name in ("resnet", "tc_on_log_mel", "tc_resnet8", "dense_wav"):
+        victim, _ = checkpoint.load(tmp_path / f"data/transfer_keywords/models/{name}.pt")
+        last[name] = victim.representations
+    assert last["resnet"] == last["tc_on_log_mel"] != last["tc_resnet8"]
+    assert last["dense_wav"] == ("waveform",)
+    with (tmp_path / "data/transfer_keywords/results/transfer/2_transfer.resnet.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert {line["target model"] for line in lines} == set(last)
+    assert {line["attack"] for line in lines} >= {"paper_confident", "transfer_pgd_10", "other_clip", "random_signs"}
 
 
 def test_the_study_of_transfer_has_its_tables(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
