@@ -140,6 +140,18 @@ def test_they_are_crafted_with_their_own_statistics() -> None:
     torch.testing.assert_close(net.trained_on[-1], x_adv)
 
 
+@pytest.mark.parametrize("batch_norm", ["clean", "separate"])
+@pytest.mark.parametrize(("n", "crafted"), [(2, 2), (3, 3), (4, 2), (6, 3)])
+def test_no_batch_norm_gets_a_single_example(n: int, crafted: int, batch_norm: str) -> None:
+    """The last batch of an epoch may be of two or three clips, and one has no statistics where one frame is left."""
+    net, student = learner()
+    x, y = batch()
+    METHODS["pgd"](student, x[:n], y[:n], **PUBLISHED, steps=1, batch_norm=batch_norm).backward()
+    sizes = [len(seen) for seen in net.trained_on]
+    assert crafted in sizes
+    assert 1 not in sizes
+
+
 def test_the_second_part_of_a_batch_knows_its_place() -> None:
     """Masks of padding belong to positions in the batch."""
     net, trained = learner()

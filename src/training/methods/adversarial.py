@@ -72,6 +72,9 @@ def mixed(
     count = round(share * len(x))
     if not count:
         return learner.loss(learner(x), y)
+    if batch_norm != "shared":  # a single example has no statistics where one frame is left
+        count = max(count, 2)
+        count = len(x) if count >= len(x) - 1 else count
     # Crafting runs in evaluation mode: it uses statistics, and changes none.
     with apart(learner.modules, learner.statistics) if batch_norm == "separate" else nullcontext():
         x_adv = craft(
