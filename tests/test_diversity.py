@@ -88,6 +88,17 @@ def test_masks_silence_a_band_and_a_stretch_of_time() -> None:
     torch.testing.assert_close(early[:, RATE // 2 + 600 :], x[:, RATE // 2 + 600 :])
 
 
+@pytest.mark.parametrize("time", [4096, 4097, 4200, 4224, 4300, 4351])
+def test_masks_leave_no_pulse_at_the_end_whatever_the_length(time: int) -> None:
+    x = torch.randn(1, time, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    one, wide = torch.ones(1, dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
+    out = filtered(x, 512, one, torch.tensor([[[0.999, 0.5, 0.0, 0.0]]], dtype=torch.float64), wide)
+    assert out.shape == x.shape
+    assert float(out[:, -256:].abs().max()) < 2 * float(x.abs().max())
+    unmasked = filtered(x, 512, one, torch.zeros(1, 1, 4, dtype=torch.float64), wide)
+    torch.testing.assert_close(unmasked, x)
+
+
 @pytest.mark.parametrize("change", ["shift_s", "speed", "noise", "masks", "stretch", "all"])
 def test_gradients_agree_with_finite_differences(change: str) -> None:
     off = replace(ALL, shift_s=0, speed=0, noise=0, masks=0, stretch=0)
