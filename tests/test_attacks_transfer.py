@@ -18,6 +18,7 @@ from src.attacks.minimum_norm.cw_transfer import STOPS
 from src.attacks.spec import Report
 from src.attacks.substitutes import Substitutes, orders_of
 from src.attacks.tap import Tap
+from src.models.chunks import Chunked
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
@@ -269,6 +270,26 @@ def test_a_tap_gives_the_layer_of_the_latest_call_and_lets_go() -> None:
     assert not net[1]._forward_hooks
     with pytest.raises(ValueError, match=r"no layer 'conv' \(choices: input, 0, 1, 2\)"):
         Tap(net, net, "conv")
+
+
+class Pieces(Chunked):
+    """A classifier of chunks of four samples."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 12, 1)
+        self.layer = nn.Linear(4, 3)
+
+    def chunk_logits(self, x: Tensor) -> Tensor:
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
+def test_a_tap_gives_the_mean_over_the_chunks_of_each_clip() -> None:
+    net, x = Pieces().requires_grad_(False), torch.randn(2, 12)
+    pieces = net.layer(x.view(2, 3, 4))
+    with Tap(net, net, "layer") as tap:
+        net(x, torch.arange(12) < torch.tensor([[12], [8]]))
+        torch.testing.assert_close(tap.value, torch.stack([pieces[0].mean(0), pieces[1, :2].mean(0)]))
+        torch.testing.assert_close(tap.of(x), pieces.mean(1))
 
 
 @pytest.mark.parametrize("targeted", [False, True])
