@@ -85,6 +85,10 @@ def test_the_ensemble_of_the_config_is_attacked(workspace: Path, monkeypatch: py
         names = "ATTACK.names=transfer_pgd"
         assert run(workspace, monkeypatch, "together", names, "ATTACK.ensemble=resnet,second") == 0
         assert set(seen) == {2}, "the model itself is not its own partner"
+        fitted = "ATTACK.names=other_clip"
+        for ensemble in ("", "resnet,second"):
+            assert run(workspace, monkeypatch, "together", fitted, f"ATTACK.ensemble={ensemble}") == 0
+        assert len(list((workspace / "together/attack/fitted/resnet").iterdir())) == 2, "another fit for another model"
         assert run(workspace, monkeypatch, "together", names, "ATTACK.ensemble=missing") == 2
         assert run(workspace, monkeypatch, "no_layer", "ATTACK.feature_pgd.layer=conv9") == 2
         assert not (workspace / "no_layer").exists()
