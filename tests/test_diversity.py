@@ -60,6 +60,15 @@ def test_noise_has_its_share_of_the_clip() -> None:
     torch.testing.assert_close(delta.norm(dim=1) / x.norm(dim=1), share, rtol=0.03, atol=1e-6)
 
 
+def test_the_amplitude_of_the_noise_is_between_a_tenth_and_all_of_its_largest() -> None:
+    noisy = replace(ALL, shift_s=0, speed=0, masks=0, stretch=0)
+    x = torch.randn(60, 4000, dtype=torch.float64)
+    variants = noisy(x, torch.ones(60, dtype=torch.float64), streams(60))
+    share = (variants - x).norm(dim=1) / x.norm(dim=1) / ALL.noise
+    assert 0.095 < float(share.min()) < 0.15
+    assert 0.8 < float(share.max()) < 1.05
+
+
 @pytest.mark.parametrize("factor", [0.85, 1.2])
 def test_stretching_moves_a_tone_in_frequency_and_not_in_time(factor: float) -> None:
     x = torch.cat([torch.zeros(1, 4000, dtype=torch.float64), tone(1000), torch.zeros(1, 4000, dtype=torch.float64)], 1)
