@@ -50,20 +50,19 @@ def main(config: Config, args: argparse.Namespace) -> None:
 
 
 def make_missing(config: Config, args: argparse.Namespace) -> None:
-    """Prepare the data where there are none, and train the models that [TRANSFER] and [MODEL] name, and their teachers,
-    where they are not in model_dir."""
+    """Prepare the data where there are none, and train the models that [TRANSFER] and [MODEL] name and that are not in
+    model_dir, with the teachers that these need, and theirs."""
     if not (config.data.data_dir / "dataset.json").is_file():
         prepare(config, args)
-    listed = trainings(config)
-    wanted = {*config.transfer.substitutes, *config.transfer.targets}
-    wanted |= {training.teacher for training in listed if training.name in wanted}
-    missing = [
-        training.listed
-        for training in listed
-        if training.name in wanted and not (config.results.model_dir / f"{training.name}.pt").is_file()
-    ]
+    listed = {training.name: training for training in trainings(config)}
+    missing, queue = set[str](), [*config.transfer.substitutes, *config.transfer.targets]
+    for name in queue:  # it grows by the teachers
+        if name in listed and name not in missing and not (config.results.model_dir / f"{name}.pt").is_file():
+            missing.add(name)
+            queue.append(listed[name].teacher)
     if missing:
-        train(replace(config, model=replace(config.model, names=tuple(dict.fromkeys(missing)))), args)
+        names = dict.fromkeys(training.listed for training in listed.values() if training.name in missing)
+        train(replace(config, model=replace(config.model, names=tuple(names))), args)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import configparser
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -104,7 +104,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     loaded = _checked(path, shared, places)
     of_models = {}
     for section in text.keys() - shared.keys():
-        _check_of_one_model(section, loaded, places[section, ""])
+        _check_of_one_model(section, text[section], loaded, places[section, ""])
     for name in dict.fromkeys(section.split(".")[1] for section in text if section not in shared):
         merged, merged_places = {section: dict(keys) for section, keys in shared.items()}, dict(places)
         for section, keys in text.items():
@@ -120,14 +120,17 @@ OF_ONE_MODEL = r"MODEL\.[^.]+\."
 """How a section begins that holds for the training of one model."""
 
 
-def _check_of_one_model(section: str, loaded: Config, place: str) -> None:
-    """Raises ValueError where [MODEL.name.SECTION] names no model, or a section that is not about its training."""
+def _check_of_one_model(section: str, keys: Collection[str], loaded: Config, place: str) -> None:
+    """Raises ValueError where [MODEL.name.SECTION] names no model, a section that is not about its training, or has a
+    key that cannot differ between the models of one run."""
     _, name, of_model = section.split(".", 2)
     try:
         choose(name, [*MODELS.names(), *loaded.model.variants], MODELS.kind)
         choose(of_model.split(".")[0], ("TRAINING", "FRONTEND"), f"section of [MODEL.{name}]")
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
+    if of_model == "TRAINING" and "use_cuda" in keys:
+        raise ValueError(f"{place}: use_cuda holds for all models; set it in [TRAINING]")
 
 
 def _checked(path: Path, text: Mapping[str, Mapping[str, str]], places: Mapping[tuple[str, str], str]) -> Config:

@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import AfterValidator, TypeAdapter, ValidationError
+from pydantic import AfterValidator, AllowInfNan, TypeAdapter, ValidationError
 
 F = TypeVar("F", bound=Callable[..., Any])
 Check = Callable[[Mapping[str, Any]], None]
@@ -27,6 +27,7 @@ Natural = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
+Finite = Annotated[float, AllowInfNan(False)]
 T = TypeVar("T")
 Listed = Annotated[tuple[T, ...], MinLen(1)]
 """A list with at least one value; its values are separated by commas in the config."""

@@ -18,6 +18,7 @@ from src.attacks.minimum_norm.cw_transfer import STOPS
 from src.attacks.spec import Report
 from src.attacks.substitutes import Substitutes, orders_of
 from src.attacks.tap import Tap
+from src.models.chunks import Chunked
 from src.random_streams import RandomStreams
 from src.registry import ATTACKS
 from src.threat import ThreatModel, norm_of
@@ -269,6 +270,62 @@ def test_a_tap_gives_the_layer_of_the_latest_call_and_lets_go() -> None:
     assert not net[1]._forward_hooks
     with pytest.raises(ValueError, match=r"no layer 'conv' \(choices: input, 0, 1, 2\)"):
         Tap(net, net, "conv")
+
+
+def test_variance_tuning_follows_its_formula() -> None:
+    """Wang and He (2021) on a bowl, whose gradient is known: the direction is that of the gradient plus what the
+    neighbors of the last iterate had beyond it."""
+    curvature, eps, radius = torch.linspace(0.1, 3.0, 20, dtype=DOUBLE), 0.3, 1.5
+    x = torch.randn(2, 20, dtype=DOUBLE, generator=torch.Generator().manual_seed(7))
+    threat, diversity = ThreatModel("l2", eps), diversity_module.Diversity.standard(16000)
+    found = climb(steps=3, strength=0.0, variance_draws=2, variance_radius=radius)(
+        lambda z: -(curvature * z.square()).sum(1, keepdim=True) / 2, x, threat, streams(2), diversity,
+        lambda logits: logits[:, 0],
+    )  # fmt: skip
+    rng, iterate, variance = streams(2), x, torch.zeros_like(x)
+    for _ in range(3):
+        slope = -curvature * iterate
+        step = nn.functional.normalize(slope + variance, dim=1) * eps / 3
+        beyond = []
+        for _ in range(2):
+            noise = nn.functional.normalize(rng.normal(x), dim=1)
+            beyond.append(-curvature * noise * rng.uniform(x[:, :1]) * radius * eps)
+        variance, iterate = torch.stack(beyond).mean(0), iterate + step
+    expected = x + nn.functional.normalize(iterate - x, dim=1) * eps
+    torch.testing.assert_close(found, expected)
+
+
+def test_other_clip_takes_no_perturbation_that_is_none() -> None:
+    deltas = torch.zeros(4, TIME, dtype=DOUBLE)
+    deltas[2] = torch.randn(TIME, dtype=DOUBLE, generator=torch.Generator().manual_seed(8))
+    fitted = {"deltas": deltas, "labels": torch.tensor([0, 0, 1, 1])}
+    x = 0.1 * torch.randn(6, TIME, dtype=DOUBLE, generator=torch.Generator().manual_seed(9))
+    x_adv = ATTACKS["other_clip"](
+        layered(), x, torch.zeros(6, dtype=torch.long), ThreatModel("l2", 0.2), rng=streams(6), targeted=True,
+        sample_rate=16000, fitted=fitted,
+    )  # fmt: skip
+    size = torch.full((6,), 0.2, dtype=DOUBLE)
+    torch.testing.assert_close(norm_of(x_adv - x, "l2"), size, rtol=1e-6, atol=0)
+
+
+class Pieces(Chunked):
+    """A classifier of chunks of four samples."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 12, 1)
+        self.layer = nn.Linear(4, 3)
+
+    def chunk_logits(self, x: Tensor) -> Tensor:
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
+def test_a_tap_gives_the_mean_over_the_chunks_of_each_clip() -> None:
+    net, x = Pieces().requires_grad_(False), torch.randn(2, 12)
+    pieces = net.layer(x.view(2, 3, 4))
+    with Tap(net, net, "layer") as tap:
+        net(x, torch.arange(12) < torch.tensor([[12], [8]]))
+        torch.testing.assert_close(tap.value, torch.stack([pieces[0].mean(0), pieces[1, :2].mean(0)]))
+        torch.testing.assert_close(tap.of(x), pieces.mean(1))
 
 
 @pytest.mark.parametrize("targeted", [False, True])

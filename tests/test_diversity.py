@@ -60,6 +60,15 @@ def test_noise_has_its_share_of_the_clip() -> None:
     torch.testing.assert_close(delta.norm(dim=1) / x.norm(dim=1), share, rtol=0.03, atol=1e-6)
 
 
+def test_the_amplitude_of_the_noise_is_between_a_tenth_and_all_of_its_largest() -> None:
+    noisy = replace(ALL, shift_s=0, speed=0, masks=0, stretch=0)
+    x = torch.randn(60, 4000, dtype=torch.float64)
+    variants = noisy(x, torch.ones(60, dtype=torch.float64), streams(60))
+    share = (variants - x).norm(dim=1) / x.norm(dim=1) / ALL.noise
+    assert 0.095 < float(share.min()) < 0.15
+    assert 0.8 < float(share.max()) < 1.05
+
+
 @pytest.mark.parametrize("factor", [0.85, 1.2])
 def test_stretching_moves_a_tone_in_frequency_and_not_in_time(factor: float) -> None:
     x = torch.cat([torch.zeros(1, 4000, dtype=torch.float64), tone(1000), torch.zeros(1, 4000, dtype=torch.float64)], 1)
@@ -86,6 +95,17 @@ def test_masks_silence_a_band_and_a_stretch_of_time() -> None:
     assert float(power[: edge - 400].mean()) < 1e-3 * float(power[edge + 400 :].mean())
     assert float(early[:, : RATE // 2 - 600].abs().max()) < 1e-9
     torch.testing.assert_close(early[:, RATE // 2 + 600 :], x[:, RATE // 2 + 600 :])
+
+
+@pytest.mark.parametrize("time", [4096, 4097, 4200, 4224, 4300, 4351])
+def test_masks_leave_no_pulse_at_the_end_whatever_the_length(time: int) -> None:
+    x = torch.randn(1, time, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    one, wide = torch.ones(1, dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
+    out = filtered(x, 512, one, torch.tensor([[[0.999, 0.5, 0.0, 0.0]]], dtype=torch.float64), wide)
+    assert out.shape == x.shape
+    assert float(out[:, -256:].abs().max()) < 2 * float(x.abs().max())
+    unmasked = filtered(x, 512, one, torch.zeros(1, 1, 4, dtype=torch.float64), wide)
+    torch.testing.assert_close(unmasked, x)
 
 
 @pytest.mark.parametrize("change", ["shift_s", "speed", "noise", "masks", "stretch", "all"])

@@ -96,6 +96,7 @@ def test_the_name_of_a_variant_says_what_its_own_sections_set(
         ("[MODEL.cnn.TRAINIG]\nmixup = 0\n", "config.ini:1: unknown section of [MODEL.cnn] 'TRAINIG'; did you mean"),
         ("[MODEL.cnn.ATTACK]\nmask = none\n", "(choices: TRAINING, FRONTEND)"),
         ("[MODEL.cnn.TRAINING]\nmixap = 0\n", "config.ini:2: unknown key in [TRAINING] 'mixap'; did you mean 'mixup'?"),
+        ("[MODEL.cnn.TRAINING]\nuse_cuda = no\n", "config.ini:1: use_cuda holds for all models; set it in [TRAINING]"),
         ("[MODEL.cnn.TRAINING]\nmixup = -1\n", "config.ini:2: mixup = -1: "),
         ("[MODEL.cnn.TRAINING]\nnoise_snr = 9, 5\n", "config.ini:1: [TRAINING] noise_snr: the lowest (9)"),
         ("[TRANSFER]\ntargets = cnn, resnet, cnn\n", "[TRANSFER] targets names cnn twice"),

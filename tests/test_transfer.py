@@ -92,6 +92,12 @@ def test_a_target_model_stands_beside_its_own_white_box() -> None:
     assert other["white box target %"] == pytest.approx(100 * 2 / 6)
 
 
+def test_the_rows_of_an_interrupted_run_are_shares_of_what_was_asked() -> None:
+    some = [r for r in ROWS if r["judge"] == "sub" or r["id"] in "acd"]
+    other = line(transfer.transfer_table(transfer.pairs(some)), **{"target model": "other"})
+    assert (other["clips"], other["A"], other["I"], other["correct %"]) == (6, 2, 2, 100)
+
+
 def test_a_control_has_all_clips() -> None:
     found = {pair.target_model: pair for pair in transfer.pairs(ROWS, controls={"cw"})}
     assert found["other"].succeeded == 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import soundfile
 import torch
 
+import transfer_study
+from src import config
 from src.datasets import store
 from src.datasets.crafted import read_clips
 from src.datasets.resample import resample
@@ -75,6 +78,26 @@ def test_one_command_prepares_trains_and_fills_every_table(made: Path) -> None:
     assert {row["target model"] for row in rows(folder / "7_differences.csv")} == set(names)
     assert len(rows(folder / "attacks.csv")) == 6
     assert (folder / "manifest.json").is_file()
+
+
+def test_models_that_are_missing_are_trained_with_their_teachers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """a learns from b and b from c; d, of which nothing is asked, learns from e, and f is there without its teacher."""
+    learned = {"a": "b", "b": "c", "d": "e", "f": "e"}
+    text = "[MODEL]\nnames = c, b, a, e, d, f\n[TRANSFER]\nsubstitutes = a\ntargets = f\n"
+    text += "".join(f"[MODEL.{name}]\nmodel = cnn\n" for name in "abcdef")
+    for name, teacher in learned.items():
+        text += f"[MODEL.{name}.TRAINING]\nmethod = distillation\n"
+        text += f"[MODEL.{name}.TRAINING.distillation]\nteacher = {teacher}\n"
+    (tmp_path / "config.ini").write_text(text)
+    (tmp_path / "dataset.json").touch()
+    (tmp_path / "f.pt").touch()
+    loaded = config.load(tmp_path / "config.ini", [f"RESULTS.model_dir={tmp_path}", f"DATA.data_dir={tmp_path}"])
+    trained = []
+    monkeypatch.setattr(transfer_study, "train", lambda config, _: trained.append(config.model.names))
+    transfer_study.make_missing(loaded, argparse.Namespace())
+    assert trained == [("c", "b", "a")]
 
 
 def test_accuracy_is_that_of_the_whole_split(made: Path) -> None:
@@ -183,6 +206,7 @@ def test_a_target_model_of_another_rate_and_order_of_classes_joins(done: Path, m
         (["TRANSFER.substitutes=", "TRANSFER.targets=", "RESULTS.model_dir=none"], "no trained models here"),
         (["TRANSFER.target=resnet"], "unknown key in [TRANSFER] 'target'; did you mean 'targets'?"),
         (["ATTACK.stage=nowhere"], "nowhere"),
+        (["ATTACK.cw_transfer.min_snr=nan"], "min_snr = nan: input should be a finite number"),
     ],
 )
 def test_mistakes_are_one_line(

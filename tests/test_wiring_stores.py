@@ -403,7 +403,8 @@ def test_a_model_without_randomness_is_attacked_as_it_is(tone_clips: Clips) -> N
 
 
 def test_clips_and_rows_of_older_rules_are_not_used_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = study.command().store(trained(), "pgd", EPS).folder
+    before, fitted = study.command().store(trained(), "pgd", EPS).folder, fitted_file(study)
     assert study.command().store(trained(), "pgd", EPS).folder == before
     monkeypatch.setattr("src.evaluation.settings.RULES", -1)
     assert study.command().store(trained(), "pgd", EPS).folder != before
+    assert fitted_file(study) != fitted

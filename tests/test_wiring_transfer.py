@@ -17,6 +17,7 @@ from src.attacks.substitutes import Substitutes
 from src.datasets.store import Clips
 from src.evaluation import AttackSettings, Crafter
 from src.registry import INVERSIONS
+from src.victims import checkpoint
 from src.victims.victim import Victim
 from tests.conftest import call, rows
 
@@ -84,6 +85,10 @@ def test_the_ensemble_of_the_config_is_attacked(workspace: Path, monkeypatch: py
         names = "ATTACK.names=transfer_pgd"
         assert run(workspace, monkeypatch, "together", names, "ATTACK.ensemble=resnet,second") == 0
         assert set(seen) == {2}, "the model itself is not its own partner"
+        fitted = "ATTACK.names=other_clip"
+        for ensemble in ("", "resnet,second"):
+            assert run(workspace, monkeypatch, "together", fitted, f"ATTACK.ensemble={ensemble}") == 0
+        assert len(list((workspace / "together/attack/fitted/resnet").iterdir())) == 2, "another fit for another model"
         assert run(workspace, monkeypatch, "together", names, "ATTACK.ensemble=missing") == 2
         assert run(workspace, monkeypatch, "no_layer", "ATTACK.feature_pgd.layer=conv9") == 2
         assert not (workspace / "no_layer").exists()
@@ -144,3 +149,27 @@ def test_an_ensemble_from_python_changes_what_is_made(victim: Victim, clips: Cli
     judged = earshot.judge(stranger, both)
     assert all(math.isnan(row["target_probability"]) for row in judged), "there is no target"
     assert all(0.25 <= row["clean_probability"] <= 1 for row in judged)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_features_of_a_network_that_sees_chunks_are_those_of_the_clip(clips: Clips, targeted: bool) -> None:
+    """Clips of three, two and one chunks in one batch, whose number is not that of the examples."""
+    torch.manual_seed(0)
+    chunked = checkpoint.build(
+        model="vgg13", front_end="tagging_mel", classes=clips.classes, sample_rate=clips.sample_rate,
+        n_samples=clips.n_samples, model_options={"width": 0.01, "chunk": 32},
+        front_end_options={"hop_length": 160, "normalize": "none"},
+    ).eval()  # fmt: skip
+    few = replace(clips.select(range(4)), lengths=torch.tensor([16000, 16000, 9600, 4000]))
+    with torch.no_grad():
+        few = replace(few, labels=chunked(few.waveforms(), few.valid()).argmax(1))
+    made = [
+        earshot.attack(
+            chunked, few, "feature_pgd", eps="20 dB", norm="l2", targeted=targeted, speech=False,
+            fit_clips=clips.select(range(5)), options={"steps": 2, "layer": "blocks.5", "weight": weight},
+        )
+        for weight in (0.0, 100.0)
+    ]  # fmt: skip
+    assert all(fact["feasible"] for fact in made[1].facts)
+    changed = (made[0].clips.samples != made[1].clips.samples).any(1)
+    assert changed.all(), "the features count for every clip"

@@ -55,7 +55,8 @@ class Diversity:
             strength: of each example, [batch], 1 for the changes as they are defined.
             rng: one stream per example.
         """
-        # The same numbers whichever changes are switched off, so that one can be judged by leaving it out.
+        # The same numbers whether shift, speed and stretch are switched on or not, so that each can be judged by
+        # leaving it out. Masks and noise draw more of them.
         numbers = rng.uniform(x.new_empty(len(x), 4 + 4 * self.masks))
         signed = (2 * numbers[:, :4] - 1) * strength[:, None]
         if self.shift_s or self.speed:
@@ -105,7 +106,9 @@ def filtered(x: Tensor, size: int, factor: Tensor, numbers: Tensor | None, width
             no masks.
         widths: largest width of a mask as a share of the axis (in frequency of mel), [batch].
     """
-    window = torch.hann_window(size, dtype=x.dtype, device=x.device)
+    time, window = x.shape[1], torch.hann_window(size, dtype=x.dtype, device=x.device)
+    # Where only the edge of the last window reached the last samples, what is divided by it there would be a pulse.
+    x = torch.nn.functional.pad(x, (0, -time % (size // 4)))
     spectrum = torch.stft(x, size, size // 2, window=window, pad_mode="constant", return_complex=True)
     if bool((factor != 1).any()):
         spectrum = stretched(spectrum, factor)
@@ -115,7 +118,7 @@ def filtered(x: Tensor, size: int, factor: Tensor, numbers: Tensor | None, width
         frames = torch.linspace(0, 1, spectrum.shape[2], dtype=x.dtype, device=x.device)
         spectrum = spectrum * _gaps(mel, numbers[..., :2], widths)[:, :, None]
         spectrum = spectrum * _gaps(frames, numbers[..., 2:], widths)[:, None]
-    return torch.istft(spectrum, size, size // 2, window=window, length=x.shape[1])
+    return torch.istft(spectrum, size, size // 2, window=window, length=x.shape[1])[:, :time]
 
 
 def stretched(spectrum: Tensor, factor: Tensor) -> Tensor:

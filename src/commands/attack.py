@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -190,7 +190,8 @@ class AttackCommand:
         if not missing:
             return
         options = self.config.component("ATTACK", name)
-        fitted = fitting.tensors(self.config, attacked.crafter, attacked.model, name, eps, self.folder)
+        ensemble = cast(Mapping[str, str], self.identity.get("ensemble", {}))
+        fitted = fitting.tensors(self.config, attacked.crafter, attacked.model, name, eps, self.folder, ensemble)
         examples = fitting.examples(self.config, name)
         crafted = attacked.crafter.craft(self.clips.select(missing), name, options, eps, fitted, examples)
         title = f"{attacked.model.name}, {name}, eps {eps or 'smallest'}"

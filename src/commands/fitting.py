@@ -1,5 +1,5 @@
 """What the attacks of attack.py take from training or validation clips before they attack test clips: fitted attacks
-learn from them, and keep the result as a file in results_dir/attack/fitted; others begin at them."""
+learn from them, and keep the result as a file in `fitted`, beside the rows; others begin at them."""
 
 from __future__ import annotations
 
@@ -39,10 +39,19 @@ def examples(config: Config, name: str) -> Clips | None:
 
 
 def tensors(
-    config: Config, crafter: Crafter, model: Trained, name: str, eps: Budget | None, folder: Path
+    config: Config,
+    crafter: Crafter,
+    model: Trained,
+    name: str,
+    eps: Budget | None,
+    folder: Path,
+    ensemble: Mapping[str, str] | None = None,
 ) -> Mapping[str, Tensor] | None:
     """What a fitted attack learned against this model: read from its file, or fitted now and written there. None for
     an attack that is not fitted.
+
+    Args:
+        ensemble: models that are attacked together with this one, name -> SHA-256 of their weights.
 
     Raises:
         OSError: no prepared clips of fit_split, or the file cannot be written.
@@ -52,6 +61,7 @@ def tensors(
     settings, options, fit_clips = config.attack, config.component("ATTACK", name), clips(config)
     used = ("mask", "silence_db", "adaptive", "eot_draws", "seed")
     depends = {**options, **{key: getattr(settings, key) for key in used}, "defenses": configured_defenses(config)}
+    depends |= {"rules": settings.identity()["rules"], **({"ensemble": ensemble} if ensemble else {})}
     entry = FittedAttack(
         attack=settings.registered(name), victim=model.name, weights=model.weights, stage=settings.stage,
         norm=threat_norm(settings.registered(name), settings.norm), eps=str(eps or "inf"), targeted=settings.targeted,

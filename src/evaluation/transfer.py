@@ -25,7 +25,7 @@ class Pair:
 
     Attributes:
         clips: number of crafted clips.
-        succeeded: |A|.
+        succeeded: |A|, of the clips that the target model has been asked about: all of them once the rows are complete.
         interest: the rows of I.
         right: the rows of all clips that the target model classifies correctly, whether in A or not.
         on_substitute: clip -> its row with the substitute itself as the judge.
@@ -79,9 +79,8 @@ def pairs(rows: Sequence[Row], controls: Collection[str] = ()) -> list[Pair]:
         for judge, judged in by_judge.items():
             right = [row for row in judged if is_true(row, "correct")]
             interest = [row for row in right if row["id"] in a]
-            found.append(
-                Pair(substitute, attack, eps, judge, len(on_substitute), len(a), interest, right, on_substitute)
-            )
+            of_a = sum(row["id"] in a for row in judged)
+            found.append(Pair(substitute, attack, eps, judge, len(on_substitute), of_a, interest, right, on_substitute))
     return found
 
 

@@ -100,9 +100,12 @@ class Chunked(nn.Module):
 
     Attributes:
         silence: what fills up clips shorter than a chunk; None for the lowest value of the clip.
+        clip_of: the clip of each chunk at the latest call, [n], for those who look at what a layer gave; None where the
+            layers see whole clips.
     """
 
     silence: float | None = None
+    clip_of: Tensor | None = None
 
     def __init__(self, chunk: int, frames: int, least: int):
         super().__init__()
@@ -126,8 +129,9 @@ class Chunked(nn.Module):
         else:
             x, n_frames = to_front(x, mask)
         pieces, rows, counts = cut(x, n_frames, self.chunk, self.silence)
-        logs = self.chunk_logits(pieces).log_softmax(1)
         most = int(counts.max()) if len(counts) else 1
+        self.clip_of = rows // most
+        logs = self.chunk_logits(pieces).log_softmax(1)
         if len(rows) < len(x) * most:
             logs = logs.new_zeros(len(x) * most, logs.shape[1]).index_copy(0, rows, logs)
         return logs.view(len(x), most, logs.shape[1]).sum(1) / counts[:, None]

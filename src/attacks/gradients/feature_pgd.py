@@ -74,12 +74,10 @@ def feature_pgd(
         def features(logits: Tensor) -> Tensor:
             return (logits if opened is None else opened.value).flatten(1)
 
-        def of(z: Tensor) -> Tensor:
-            return (model(z) if opened is None else opened.of(z)).flatten(1)
-
-        goal, sign = of(x), 1.0
+        with torch.no_grad():  # by the attacked model, which knows the padding of the clips
+            goal, sign = features(model(x)), 1.0
         if targeted and examples is not None and opened is not None:
-            goal, sign = nearest(goal, y, of(examples[0]), examples[1].to(y.device)), -1.0
+            goal, sign = nearest(goal, y, opened.of(examples[0]).flatten(1), examples[1].to(y.device)), -1.0
 
         def objective(logits: Tensor) -> Tensor:
             distance = (features(logits) - goal).norm(dim=1) / goal.norm(dim=1).clamp_min(1e-12)

@@ -21,7 +21,7 @@ from src.attacks.registration import attack
 from src.attacks.spec import Report
 from src.losses import margin
 from src.random_streams import RandomStreams
-from src.registry import Count, Fraction, NonNegative, Positive
+from src.registry import Count, Finite, Fraction, NonNegative, Positive
 from src.threat import ThreatModel, column, norm_of
 
 RUNNING, STOPS = 0, ("", "probability", "snr", "steps")
@@ -42,7 +42,7 @@ def cw_transfer(
     learning_rate: Positive = 0.001,
     c: Positive = 0.1,
     confidence: NonNegative = 0.0,
-    min_snr: float = 20.0,
+    min_snr: Finite = 20.0,
     probability: Fraction = 0.95,
     keep: Literal["last", "smallest"] = "last",
 ) -> Tensor:
