@@ -363,7 +363,7 @@ def test_other_clip_is_a_perturbation_of_another_clip_at_full_size() -> None:
     targets = torch.arange(12) % 3
     fitted = control.fit(  # type: ignore[attr-defined]
         net, fit_clips, targets, replace(threat, eps=0.2), rng=streams(12), targeted=True, sample_rate=16000,
-        attack="transfer_pgd", perturbations=6,
+        made_by="transfer_pgd", perturbations=6,
     )  # fmt: skip
     assert fitted["deltas"].shape == (6, TIME)
     x_adv = control(net, x, y, threat, rng=streams(5), targeted=True, sample_rate=16000, fitted=fitted)
@@ -373,6 +373,6 @@ def test_other_clip_is_a_perturbation_of_another_clip_at_full_size() -> None:
     assert float(match.values.min()) > 0.999
     assert fitted["labels"][match.indices].tolist() == y.tolist(), "aimed at the same target"
     with pytest.raises(ValueError, match="name an attack that makes"):
-        ATTACKS.check_options("other_clip", {"attack": "random_signs"})
+        ATTACKS.check_options("other_clip", {"made_by": "random_signs"})
     with pytest.raises(ValueError, match="inputs of shape"):
         control(net, x[:, 1:], y, threat, rng=streams(5), targeted=True, sample_rate=16000, fitted=fitted)

@@ -26,7 +26,7 @@ KEYS = (
     "ATTACK.names=cw_transfer,transfer_pgd,feature_pgd,other_clip", "ATTACK.targeted=yes", "ATTACK.norm=l2",
     "ATTACK.eps=20 dB", "ATTACK.checks=0", "ATTACK.wavs=0", "ATTACK.speech=no", "ATTACK.fit_clips=5",
     "DATA.n_test=4", "ATTACK.cw_transfer.steps=30", "ATTACK.cw_transfer.confidence=20",
-    "ATTACK.transfer_pgd.steps=3", "ATTACK.feature_pgd.steps=3", "ATTACK.other_clip.attack=transfer_pgd",
+    "ATTACK.transfer_pgd.steps=3", "ATTACK.feature_pgd.steps=3", "ATTACK.other_clip.made_by=transfer_pgd",
     "ATTACK.other_clip.perturbations=4",
 )  # fmt: skip
 

@@ -16,7 +16,7 @@ from src.victims.stage import WAVEFORM
 
 LSB = 1 / FULL_SCALE
 """One step of 16-bit samples."""
-RULES = 5
+RULES = 6
 """Raised whenever the same settings give other rows, because an attack or the judge has changed: rows and stores of
 crafted clips from before are then set aside."""
 NOT_IN_ROWS = ("names", "eps", "batch_size", "checks", "variants")

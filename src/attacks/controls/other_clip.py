@@ -22,9 +22,9 @@ from src.threat import ThreatModel
 
 def check_attack(options: Mapping[str, Any]) -> None:
     """Raises ValueError for an attack that makes no perturbation for each clip: a control, or one fitted to clips."""
-    spec = spec_of(options["attack"])
+    spec = spec_of(options["made_by"])
     if spec.fitted or spec.kind == "control":
-        raise ValueError(f"attack = {spec.name}: name an attack that makes a perturbation for each clip")
+        raise ValueError(f"made_by = {spec.name}: name an attack that makes a perturbation for each clip")
 
 
 def fit(
@@ -36,21 +36,21 @@ def fit(
     rng: RandomStreams,
     targeted: bool,
     sample_rate: int,
-    attack: ATTACKS.Name = "pgd",  # type: ignore[name-defined]
+    made_by: ATTACKS.Name = "pgd",  # type: ignore[name-defined]
     perturbations: Count = 50,
 ) -> dict[str, Tensor]:
     """The perturbations that the attack makes for the first clips, as `deltas` [clips, ...], and the labels, or
     targets, that it made them for, as `labels` [clips].
 
     Args:
-        attack: the attack whose perturbations are taken; it runs with its default keys.
+        made_by: the attack whose perturbations are taken; it runs with its default keys.
         perturbations: number of clips for which it runs.
     """
-    spec, index = spec_of(attack), torch.arange(min(perturbations, len(x)), device=x.device)
+    spec, index = spec_of(made_by), torch.arange(min(perturbations, len(x)), device=x.device)
     spec.check(threat.norm, targeted, x.dim() == 2)
     options = {"sample_rate": sample_rate} if spec.needs_sample_rate else {}
     x, y, threat = x[index], y[index], replace(threat, eps=finite_budgets(threat, x)).select(index)
-    x_adv = ATTACKS[attack](narrow(model, index), x, y, threat, rng=rng.select(index), targeted=targeted, **options)
+    x_adv = ATTACKS[made_by](narrow(model, index), x, y, threat, rng=rng.select(index), targeted=targeted, **options)
     return {"deltas": x_adv - x, "labels": y}
 
 
