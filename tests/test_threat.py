@@ -227,3 +227,20 @@ def test_what_project_makes_is_contained_whatever_the_level(norm: str, level: fl
     twice = x + 2 * (threat.project(x + noise.float(), x) - x)
     if level == 1.0:
         assert not threat.contains(twice, x).any(), "the slack is that of the rounding alone"
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_a_point_of_the_grid_is_inside_on_a_long_clip_that_is_loud_and_then_quiet(norm: str) -> None:
+    """Five seconds at 32 kHz: where a norm loses digits, a perturbation of exactly the budget exceeds it."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 160000, generator=generator) * 0.01
+    x[:, :300] += torch.randn(6, 300, generator=generator) * 0.2
+    x = (x.clamp(-0.9, 0.9) * 32768).round() / 32768
+    far = x + torch.randn(6, 160000, generator=generator) * 0.05
+    threat, exact = (
+        ThreatModel(norm, norm_of(clip, norm) / 10, (-1.0, 1 - 1 / 32768), grid=1 / 32768) for clip in (x, x.double())
+    )
+    x_adv = threat.snap(threat.project(far, x), x)
+    assert exact.contains(x_adv.double(), x.double(), 0).all()
+    size = norm_of(x_adv.double() - x.double(), norm)
+    torch.testing.assert_close(size, exact.budgets(x.double()), rtol=1e-3, atol=0)
