@@ -84,6 +84,13 @@ def test_transfer_by_target_model() -> None:
     assert white_box["white box target %"] == pytest.approx(100 * 3 / 5), "of all that it had right: a to d and f"
 
 
+def test_a_model_of_the_ensemble_is_a_white_box() -> None:
+    alone = transfer.transfer_table(transfer.pairs(ROWS))
+    together = transfer.transfer_table(transfer.pairs(ROWS), ["other"])
+    assert [line["target model"] for line in alone if line["white box"]] == ["sub"]
+    assert all(line["white box"] for line in together if line["target model"] in ("sub", "other"))
+
+
 def test_a_target_model_stands_beside_its_own_white_box() -> None:
     own = [{**r, "model": "other"} for r in ROWS if r["judge"] == "other"]
     table = transfer.transfer_table(transfer.pairs([*ROWS, *own]))

@@ -22,7 +22,18 @@ from src.output import results, transfer_figures
 from src.victims import checkpoint
 
 ACCURACY_FIELDS = ("model", "checkpoint", "split", "correct", "n", "accuracy", "low_95", "high_95")
-SHOWN = ("substitute", "attack", "eps", "target model", "A", "I", "transfer %", "target %", "white box target %")
+SHOWN = (
+    "substitute",
+    "attack",
+    "eps",
+    "target model",
+    "white box",
+    "A",
+    "I",
+    "transfer %",
+    "target %",
+    "white box target %",
+)
 """Columns of the table on the terminal."""
 
 
@@ -142,7 +153,7 @@ def report(command: AttackCommand, models: Study, rows: Sequence[Row]) -> None:
     all_rows = len(classes) * len(runs) * len(models.targets) * len(clips)
     if len(rows) < all_rows:
         notes.insert(0, f"Incomplete: {len(rows)} of {all_rows} rows.")
-    lines = transfer.transfer_table(found)
+    lines = transfer.transfer_table(found, config.attack.ensemble)
     by_label = transfer.label_table(found, classes)
     tables = {
         "attacks": ("Attacks on the substitutes", transfer.success_table(found)),

@@ -116,8 +116,9 @@ def success_table(found: Sequence[Pair]) -> list[dict[str, Any]]:
     return lines
 
 
-def transfer_table(found: Sequence[Pair]) -> list[dict[str, Any]]:
-    """Tables 2 to 5: one line per substitute, attack, eps and target model; the substitute itself is the white box.
+def transfer_table(found: Sequence[Pair], ensemble: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Tables 2 to 5: one line per substitute, attack, eps and target model; the substitute itself is the white box, and
+    so are the models of the ensemble that is attacked together with it.
     `white box` columns are the same attack on the target model itself. The last columns are of all clips that the
     target model had right, so that attacks with another A can be compared."""
     white_box = {(pair.target_model, pair.run): pair for pair in found if pair.target_model == pair.substitute}
@@ -130,7 +131,7 @@ def transfer_table(found: Sequence[Pair]) -> list[dict[str, Any]]:
                 "attack": pair.attack,
                 "eps": pair.eps,
                 "target model": pair.target_model,
-                "white box": pair.target_model == pair.substitute,
+                "white box": pair.target_model in (pair.substitute, *ensemble),
                 "clips": pair.clips,
                 "A": pair.succeeded,
                 "I": n,
